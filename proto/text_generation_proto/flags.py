@@ -1,0 +1,130 @@
+"""A frozen dataclass as a command line: the other contract between the processes.
+
+In: a config class whose fields carry `flag(...)` metadata. Out: an argument parser with help and environment variables,
+an instance of the class, and the way back (`to_argv`) for the launcher that starts the process.
+Knows nothing of what any flag means. Standard library only.
+"""
+
+import argparse
+import dataclasses
+import os
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+Config = TypeVar("Config")
+
+
+def flag(
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str,
+    choices: Sequence[str] | None = None,
+    env: str | None = None,
+    short: str | None = None,
+    positional: bool = False,
+) -> Any:
+    """A config field that is also `--its-name` and the environment variable `ITS_NAME` (or `env`)."""
+    metadata = {"help": help, "choices": choices, "env": env, "short": short, "positional": positional}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def parse(config_class: type[Config], parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> Config:
+    """Command line over environment over default. Exits with status 2 and one line on a bad value."""
+    add_flags(config_class, parser)
+    return from_namespace(config_class, parser, parser.parse_args(argv))
+
+
+def add_flags(config_class: type, parser: argparse.ArgumentParser) -> None:
+    for field in dataclasses.fields(config_class):
+        _add_flag(parser, field, _value_type(config_class, field))
+
+
+def from_namespace(config_class: type[Config], parser: argparse.ArgumentParser, namespace: argparse.Namespace) -> Config:
+    """Values given on the command line, then the environment's, then the defaults; `ValueError`s become usage errors."""
+    values = {}
+    for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
+        given = getattr(namespace, field.name)
+        environment = os.environ.get(env_name(field))
+        if given is not None:
+            values[field.name] = given
+        elif environment:
+            values[field.name] = _from_environment(parser, config_class, field, environment)
+        elif field.default is dataclasses.MISSING:
+            parser.error(f"{_option(field)} is required")
+    try:
+        return config_class(**values)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def to_argv(config: Any) -> list[str]:
+    """The command line that gives `config` back, naming only what differs from the defaults."""
+    argv: list[str] = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.metadata["positional"]:
+            argv.insert(0, str(value))
+        elif isinstance(value, bool):
+            argv += [] if value == field.default else [_option(field) if value else f"--no-{_option(field)[2:]}"]
+        elif value is not None and value != field.default:
+            argv += [_option(field), str(value)]
+    return argv
+
+
+def env_name(field: dataclasses.Field[Any]) -> str:
+    return field.metadata["env"] or field.name.upper()
+
+
+def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], value_type: type) -> None:
+    metadata = field.metadata
+    if metadata["positional"]:
+        parser.add_argument(field.name, nargs="?", metavar=field.name.upper(), help=metadata["help"])
+        return
+    names = [name for name in (metadata["short"], _option(field)) if name]
+    help_text = f"{metadata['help']} [env: {env_name(field)}]{_default_text(field)}".replace("%", "%%")
+    if value_type is bool:
+        parser.add_argument(*names, action=argparse.BooleanOptionalAction, default=None, help=help_text)
+    else:
+        parser.add_argument(
+            *names, type=value_type, choices=metadata["choices"], metavar=value_type.__name__.upper(), help=help_text
+        )
+
+
+def _from_environment(parser: argparse.ArgumentParser, owner: type, field: dataclasses.Field[Any], text: str) -> Any:
+    value_type = _value_type(owner, field)
+    read: Callable[[str], Any] = _read_bool if value_type is bool else value_type
+    try:
+        value = read(text)
+    except ValueError:
+        parser.error(f"environment variable {env_name(field)}: {text!r} is no {value_type.__name__}")
+    if field.metadata["choices"] and value not in field.metadata["choices"]:
+        parser.error(f"environment variable {env_name(field)}: {text!r} is not one of {field.metadata['choices']}")
+    return value
+
+
+def _read_bool(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError(text)
+
+
+def _value_type(owner: type, field: dataclasses.Field[Any]) -> type:
+    """The field's type without its `| None`."""
+    declared = typing.get_type_hints(owner)[field.name]
+    if isinstance(declared, types.UnionType):
+        declared = next(part for part in typing.get_args(declared) if part is not type(None))
+    return typing.cast(type, declared)
+
+
+def _option(field: dataclasses.Field[Any]) -> str:
+    return field.name if field.metadata["positional"] else "--" + field.name.replace("_", "-")
+
+
+def _default_text(field: dataclasses.Field[Any]) -> str:
+    if field.default is dataclasses.MISSING or field.default is None:
+        return ""
+    return f" [default: {str(field.default).lower() if isinstance(field.default, bool) else field.default}]"

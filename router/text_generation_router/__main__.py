@@ -1,0 +1,77 @@
+"""text-generation-router: read the command line, serve until told to stop.
+
+In: arguments, environment, SIGTERM or Ctrl-C. Out: an exit code: 0 after finishing what ran, 1 with one line that says
+what to change. Knows nothing of requests.
+"""
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+
+from aiohttp import web
+
+from text_generation_proto import flags, logs
+from text_generation_router.app import build_app
+from text_generation_router.config import RouterConfig
+from text_generation_router.engine import Engine
+from text_generation_router.errors import ConfigurationError
+from text_generation_router.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="text-generation-router",
+        description="HTTP server of Text Generation Inference: tokenizes, queues and batches requests, and sends every "
+        "step to the shard servers, which must be running or on their way. text-generation-launcher starts them all.",
+    )
+    config = flags.parse(RouterConfig, parser)
+    logs.configure("router", config.json_output)
+    try:
+        asyncio.run(_serve(config))
+    except ConfigurationError as error:
+        sys.exit(f"Error: {error}")
+
+
+async def _serve(config: RouterConfig) -> None:
+    tokenizer = Tokenizer(config.tokenizer_path, config.validation_workers)
+    await run_until_signal(build_app(config, Engine(config, tokenizer), tokenizer), config)
+
+
+async def run_until_signal(app: web.Application, config: RouterConfig) -> None:
+    """Returns after SIGTERM or SIGINT, when what ran is finished or its grace is over.
+
+    Raises:
+        ConfigurationError: the address cannot be listened on.
+    """
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        handler_cancellation=True,  # a gone client cancels its handler, and with that its generation
+        shutdown_timeout=config.graceful_termination_timeout / 2,  # aiohttp waits twice before it cancels handlers
+    )
+    await runner.setup()
+    try:
+        await _listen(runner, config)
+        await stopping.wait()
+        logger.info("stopping grace_seconds=%g", config.graceful_termination_timeout)
+    finally:
+        await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, config: RouterConfig) -> None:
+    try:
+        await web.TCPSite(runner, config.hostname, config.port).start()
+    except OSError as error:
+        raise ConfigurationError(f"cannot listen on {config.hostname}:{config.port}: {error.strerror}") from error
+    logger.info("listening address=http://%s:%d", config.hostname, config.port)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""Engine: the loop that turns waiting sequences into streams of tokens: schedule, send, apply, deliver.
+
+In: checked requests. Out: one stream of TokenEvents each. The only owner of the scheduler; it keeps the shards one step
+ahead, and carries every request over a restart of the shards. Knows nothing of HTTP.
+"""
+
+import asyncio
+import dataclasses
+import itertools
+import logging
+import time
+from collections.abc import AsyncIterator
+
+from text_generation_router.block_manager import BlockManager
+from text_generation_router.config import RouterConfig
+from text_generation_router.errors import GenerationFailed, NotReady, Overloaded, RequestError
+from text_generation_router.scheduler import Scheduler
+from text_generation_router.sequence import Request, Sequence
+from text_generation_router.shards import Model, ShardGroup, ShardsLost, StepResult
+from text_generation_router.stopping import StoppingCriteria
+from text_generation_router.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+PIPELINE_DEPTH = 2  # one step runs, the next one is there when it ends
+CUDA_BATCH_TOKENS = 4096
+CPU_BATCH_TOKENS = 512
+RECONNECT_SECONDS = 0.2
+MAX_CRASHES = 3  # a request that was being computed in this many crashes is taken for their cause
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may ask for, in tokens."""
+
+    max_input_tokens: int
+    max_total_tokens: int
+
+
+@dataclasses.dataclass(slots=True)
+class TokenEvent:
+    """One generated token. The last one of a stream has `finish_reason` and `generated_text`."""
+
+    token_id: int
+    text: str
+    logprob: float
+    special: bool
+    finish_reason: str | None = None
+    generated_text: str | None = None
+
+
+class GenerationStream:
+    """The tokens of one request as they come. Whoever holds it calls `cancel` when done with it, however that came."""
+
+    def __init__(self, engine: "Engine", sequence: Sequence, criteria: StoppingCriteria, tokenizer: Tokenizer) -> None:
+        self.sequence = sequence
+        self._engine = engine
+        self._criteria = criteria
+        self._tokenizer = tokenizer
+        self._detokenizer = tokenizer.detokenizer()
+        self._text = ""
+        self._finish_reason: str | None = None
+        self._events: asyncio.Queue[TokenEvent | RequestError] = asyncio.Queue()
+
+    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        """
+        Raises:
+            RequestError: the generation failed.
+        """
+        finish_reason = None
+        while finish_reason is None:
+            event = await self._events.get()
+            if isinstance(event, RequestError):
+                raise event
+            yield event
+            finish_reason = event.finish_reason
+
+    def cancel(self) -> None:
+        self._engine.release(self)
+
+    @property
+    def queue_seconds(self) -> float:
+        """How long the request waited until its first step was made, or has been waiting."""
+        return (self.sequence.first_scheduled_seconds or time.monotonic()) - self.sequence.arrival_seconds
+
+    def ends_by_token(self, token_id: int) -> bool:
+        self._finish_reason = self._criteria.ends_by_token(token_id)
+        return self._finish_reason is not None
+
+    def push(self, token_id: int, logprob: float) -> bool:
+        """Text for a token, out to the reader. Returns whether a stop sequence ended the generation."""
+        special = token_id in self._tokenizer.special_token_ids
+        piece = "" if special else self._detokenizer.push(token_id)
+        if self._finish_reason is not None:
+            piece += self._detokenizer.flush()
+        piece, stopped = self._criteria.push_text(piece)
+        self._text += piece
+        reason = stopped or self._finish_reason
+        text = self._tokenizer.token_text(token_id) if special else piece
+        self._events.put_nowait(TokenEvent(token_id, text, logprob, special, reason, self._text if reason else None))
+        return stopped is not None
+
+    def fail(self, error: RequestError) -> None:
+        self._events.put_nowait(error)
+
+
+class Engine:
+    """`model` and `limits` are None until the shards have answered; `status` says "ready" or what is waited for."""
+
+    def __init__(self, config: RouterConfig, tokenizer: Tokenizer) -> None:
+        self.model: Model | None = None
+        self.limits: Limits | None = None
+        self.status = "waiting for shards"
+        self._config = config
+        self._tokenizer = tokenizer
+        self._scheduler: Scheduler | None = None
+        self._streams: dict[int, GenerationStream] = {}
+        self._ids = itertools.count()
+        self._wake = asyncio.Event()
+        self._loop_task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Returns at once; `status` follows the shards."""
+        self._loop_task = asyncio.create_task(self._run())
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Lets what runs finish for `grace_seconds`, then fails it."""
+        deadline = time.monotonic() + grace_seconds
+        while self._streams and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        for stream in list(self._streams.values()):
+            stream.fail(GenerationFailed("the server is shutting down"))
+        if self._loop_task:
+            self._loop_task.cancel()
+            await asyncio.gather(self._loop_task, return_exceptions=True)
+
+    def submit(self, request: Request) -> GenerationStream:
+        """
+        Raises:
+            NotReady: the shards have never answered yet.
+            Overloaded: too many requests are in flight.
+        """
+        if self.model is None or self._scheduler is None:
+            raise NotReady(self.status)
+        if len(self._streams) >= self._config.max_concurrent_requests:
+            raise Overloaded()
+        sequence = Sequence(next(self._ids), request)
+        criteria = StoppingCriteria(request.max_new_tokens, self.model.eos_token_ids, request.stop)
+        stream = GenerationStream(self, sequence, criteria, self._tokenizer)
+        self._streams[sequence.id] = stream
+        self._scheduler.add(sequence)
+        self._wake.set()
+        return stream
+
+    def release(self, stream: GenerationStream) -> None:
+        """The reader is done: a sequence that still runs is dropped with the next step. Does nothing the second time."""
+        if self._streams.pop(stream.sequence.id, None) and self._scheduler:
+            self._scheduler.finish(stream.sequence)
+            self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            shards = await self._connect()
+            try:
+                await self._drive(shards)
+            except ShardsLost as error:
+                logger.error("shards lost reason=%s requests=%d", error, len(self._streams))
+                self.status = "waiting for shards to come back"
+                self._interrupt()
+            finally:
+                await shards.close()
+
+    async def _connect(self) -> ShardGroup:
+        for attempt in itertools.count():
+            try:
+                shards = await ShardGroup.connect(self._config.shard_uds_path, self._wake.set)
+                break
+            except ShardsLost as error:
+                if attempt % 50 == 49:
+                    logger.info("waiting for shards: %s", error)
+                await asyncio.sleep(RECONNECT_SECONDS)
+        self._adopt(shards.model)
+        shards.start()
+        return shards
+
+    def _adopt(self, model: Model) -> None:
+        """Sizes everything after what the shards have; what waits from before a restart goes on waiting."""
+        budget = self._config.max_batch_prefill_tokens or (CUDA_BATCH_TOKENS if model.device == "cuda" else CPU_BATCH_TOKENS)
+        budget = min(budget, model.max_batch_tokens)
+        self.model, self.limits = model, limits(self._config, model)
+        if self._scheduler is None:
+            self._scheduler = Scheduler(self._block_manager(model), budget)
+        else:
+            self._scheduler.interrupt(self._block_manager(model))
+        self.status = "ready"
+        self._wake.set()
+        logger.info(
+            "ready model_id=%s shards=%d num_blocks=%d max_total_tokens=%d max_batch_tokens=%d",
+            model.model_id,
+            model.num_shards,
+            model.num_blocks,
+            self.limits.max_total_tokens,
+            budget,
+        )
+
+    def _block_manager(self, model: Model) -> BlockManager:
+        return BlockManager(model.num_blocks, model.block_size, self._config.prefix_caching)
+
+    async def _drive(self, shards: ShardGroup) -> None:
+        assert self._scheduler is not None, "driven before adopted: this is a bug"
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            news = [(result, self._apply(result)) for result in shards.take_results()]
+            while len(self._scheduler.in_flight) < PIPELINE_DEPTH and (step := self._scheduler.schedule()):
+                shards.send(step)
+            for result, extended in news:  # while the shards compute
+                self._deliver(result, extended)
+
+    def _apply(self, result: StepResult) -> list[Sequence]:
+        """Enters a result's tokens. What ends by its token is known now, in time for the next step."""
+        assert self._scheduler is not None
+        if result.error:
+            for sequence in self._scheduler.fail():
+                self._streams[sequence.id].fail(GenerationFailed(f"Server error: {result.error}"))
+            return []
+        extended = self._scheduler.apply(result.token_ids)
+        for sequence in extended:
+            if self._streams[sequence.id].ends_by_token(sequence.token_ids[-1]):
+                self._scheduler.finish(sequence)
+        return extended
+
+    def _deliver(self, result: StepResult, extended: list[Sequence]) -> None:
+        assert self._scheduler is not None
+        for sequence in extended:
+            stream = self._streams.get(sequence.id)
+            if stream and stream.push(result.token_ids[sequence.id], result.logprobs[sequence.id]):
+                self._scheduler.finish(sequence)
+
+    def _interrupt(self) -> None:
+        """Everything that ran waits for new shards, except what may have killed the old ones once too often."""
+        assert self._scheduler is not None and self.model is not None
+        for sequence in self._scheduler.interrupt(self._block_manager(self.model)):
+            sequence.num_crashes += 1
+            if sequence.num_crashes >= MAX_CRASHES:
+                self._scheduler.finish(sequence)
+                reason = f"the shards died {sequence.num_crashes} times while they computed this request"
+                self._streams[sequence.id].fail(GenerationFailed(reason))
+
+
+def limits(config: RouterConfig, model: Model) -> Limits:
+    """The flags, within what the model was made for and the KV cache can hold for one request."""
+    most = min(model.max_positions, model.num_blocks * model.block_size)
+    total = min(config.max_total_tokens or most, most)
+    if config.max_total_tokens and config.max_total_tokens > total:
+        logger.warning("max_total_tokens=%d is more than the shards hold; using %d", config.max_total_tokens, total)
+    return Limits(min(config.max_input_tokens or total, total - 1), total)

@@ -1,0 +1,191 @@
+"""Scheduler: which sequences run in the next step, and what a step's result changes.
+
+In: sequences that wait, and results. Out: steps under a token budget. Steps are made ahead of their results: a decoding
+sequence goes on before its last token is known here, because the shards know it. Synchronous and pure: no tensors, no I/O.
+"""
+
+import bisect
+import collections
+import dataclasses
+import time
+from collections.abc import Mapping
+
+from text_generation_router.block_manager import BlockManager
+from text_generation_router.sequence import Sequence, Status
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Work:
+    """Positions [start, start + length) of one sequence, the blocks newly given to it, and whether a token is sampled."""
+
+    sequence: Sequence
+    start: int
+    length: int
+    block_ids: list[int]
+    sample: bool
+    num_preemptions: int  # the sequence's, when this was scheduled
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    id: int
+    drop: list[int] = dataclasses.field(default_factory=list)
+    add: list[Sequence] = dataclasses.field(default_factory=list)
+    work: list[Work] = dataclasses.field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(work.length for work in self.work)
+
+
+class Scheduler:
+    """First come, first served, by `Sequence.id`. The newest sequence gives way when blocks run out."""
+
+    def __init__(self, block_manager: BlockManager, max_batch_tokens: int) -> None:
+        self.block_manager = block_manager
+        self.max_batch_tokens = max_batch_tokens
+        self.waiting: collections.deque[Sequence] = collections.deque()
+        self.running: list[Sequence] = []  # in order of id
+        self.in_flight: collections.deque[Step] = collections.deque()
+        self._dropped: list[int] = []
+        self._next_step_id = 0
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def schedule(self) -> Step | None:
+        """The next step, now in flight; None when there is nothing to compute or to drop."""
+        step = Step(self._next_step_id)
+        budget = self._schedule_decodes(step, self.max_batch_tokens)
+        budget = self._schedule_chunks(step, budget)
+        self._admit(step, budget)
+        step.drop.extend(self._dropped)
+        if not step.work and not step.drop:
+            return None
+        self._dropped.clear()
+        self._next_step_id += 1
+        self.in_flight.append(step)
+        return step
+
+    def apply(self, tokens: Mapping[int, int]) -> list[Sequence]:
+        """The oldest step in flight is done and sampled `tokens`, by sequence id. Returns the sequences that got a new last
+        token; those that ended in the meantime do not want theirs."""
+        extended = []
+        for work in self.in_flight.popleft().work:
+            sequence = work.sequence
+            if work.sample:
+                sequence.num_pending -= 1
+            if sequence.finished:
+                continue
+            if work.sample:
+                sequence.token_ids.append(tokens[sequence.id])
+                extended.append(sequence)
+            if sequence.num_preemptions == work.num_preemptions:
+                self.block_manager.register(sequence, work.start + work.length)
+        return extended
+
+    def fail(self) -> list[Sequence]:
+        """The oldest step in flight failed on the shards. Ends its sequences and returns them."""
+        failed = [work.sequence for work in self.in_flight.popleft().work if not work.sequence.finished]
+        for sequence in failed:
+            self.finish(sequence)
+        return failed
+
+    def finish(self, sequence: Sequence) -> None:
+        """Ends a sequence, for whatever reason. Its blocks are free at once: steps in flight run before any that reuses
+        them. Does nothing the second time."""
+        if sequence.status is Status.RUNNING:
+            self.running.remove(sequence)
+            self._take_back(sequence)
+        elif sequence.status is Status.WAITING:
+            self.waiting.remove(sequence)
+        sequence.status = Status.FINISHED
+
+    def interrupt(self, block_manager: BlockManager) -> list[Sequence]:
+        """The shards are gone, and with them all keys, values and results in flight. Everything that ran waits again, with
+        the tokens it has, for shards with an empty cache. Returns what was being computed."""
+        in_work = {work.sequence.id: work.sequence for step in self.in_flight for work in step.work}
+        for sequence in reversed(self.running):
+            self._preempt(sequence)
+        for sequence in self.waiting:
+            sequence.num_pending = 0
+        self.running.clear()
+        self.in_flight.clear()
+        self._dropped.clear()
+        self._next_step_id = 0
+        self.block_manager = block_manager
+        return [sequence for sequence in in_work.values() if not sequence.finished]
+
+    def _schedule_decodes(self, step: Step, budget: int) -> int:
+        """One token for each running sequence that has its prompt behind it. Returns the budget that is left."""
+        decodes = [s for s in self.running if s.num_unscheduled == 1 and not s.reaches_limit]
+        for sequence in decodes:
+            if budget == 0:
+                break
+            if sequence.status is Status.RUNNING and self._make_room(sequence):
+                self._add_work(step, sequence, 1)
+                budget -= 1
+        return budget
+
+    def _schedule_chunks(self, step: Step, budget: int) -> int:
+        """The next chunk of prompts that were begun. They have their blocks since they were admitted."""
+        for sequence in self.running:
+            if budget and sequence.num_unscheduled > 1:
+                budget -= self._add_work(step, sequence, budget)
+        return budget
+
+    def _admit(self, step: Step, budget: int) -> None:
+        while budget and self.waiting:
+            sequence = self.waiting[0]
+            if sequence.num_pending or not self._start(sequence):
+                return
+            self.waiting.popleft()
+            step.add.append(sequence)
+            budget -= self._add_work(step, sequence, budget, sequence.block_ids)
+
+    def _start(self, sequence: Sequence) -> bool:
+        """Takes blocks for all of a waiting sequence's tokens, if that leaves each running one a block to grow into."""
+        self.block_manager.take_prefix(sequence)
+        missing = self.block_manager.num_missing(sequence, len(sequence.token_ids))
+        if missing + len(self.running) > self.block_manager.num_free:
+            self.block_manager.release(sequence)
+            sequence.num_scheduled = 0
+            return False
+        self.block_manager.grow(sequence, len(sequence.token_ids))
+        if sequence.first_scheduled_seconds is None:
+            sequence.first_scheduled_seconds = time.monotonic()
+            sequence.num_cached_tokens = sequence.num_scheduled
+        sequence.status = Status.RUNNING
+        bisect.insort(self.running, sequence, key=lambda running: running.id)
+        return True
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """Preempts the newest sequences until `sequence` can grow by a token; False if it had to give way itself."""
+        while self.block_manager.num_missing(sequence, sequence.num_tokens) > self.block_manager.num_free:
+            newest = self.running.pop()
+            self._preempt(newest)
+            if newest is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Back to the head of the queue, without blocks. It will compute its tokens again, or find them cached."""
+        self._take_back(sequence)
+        sequence.status = Status.WAITING
+        sequence.num_scheduled = 0
+        sequence.num_preemptions += 1
+        self.waiting.appendleft(sequence)
+
+    def _take_back(self, sequence: Sequence) -> None:
+        self.block_manager.release(sequence)
+        self._dropped.append(sequence.id)
+
+    def _add_work(self, step: Step, sequence: Sequence, budget: int, block_ids: list[int] | None = None) -> int:
+        """Up to `budget` of the sequence's next positions. Returns how many."""
+        start, length = sequence.num_scheduled, min(sequence.num_unscheduled, budget)
+        new_blocks = self.block_manager.grow(sequence, start + length) if block_ids is None else list(block_ids)
+        sample = start + length == sequence.num_tokens
+        step.work.append(Work(sequence, start, length, new_blocks, sample, sequence.num_preemptions))
+        sequence.num_scheduled += length
+        sequence.num_pending += sample
+        return length

@@ -1,0 +1,89 @@
+"""Sequence: one request's tokens, blocks and progress, and the Request that it was made from.
+
+In: a checked request. Out: the state that the scheduler moves on. Derived numbers are properties, so they cannot drift.
+Knows nothing of text, HTTP or shards.
+"""
+
+import dataclasses
+import enum
+import time
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SamplingParameters:
+    """How a next token is chosen. `None` turns a filter off; greedy requests keep the penalties."""
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Request:
+    """A generation as validation lets it through: token ids and checked limits."""
+
+    prompt_token_ids: list[int]
+    max_new_tokens: int
+    sampling: SamplingParameters = SamplingParameters()
+    stop: tuple[str, ...] = ()
+
+
+class Status(enum.Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclasses.dataclass(slots=True)
+class Sequence:
+    """State of one request in the engine. Positions count from 0 over prompt and output together.
+
+    `num_scheduled` positions have been sent to the shards, [0, num_scheduled): their keys and values are computed or in
+    flight. `num_pending` tokens are sampled or being sampled there and not known here yet: that is the pipeline's lead.
+    """
+
+    id: int
+    request: Request
+    arrival_seconds: float = dataclasses.field(default_factory=time.monotonic)
+    token_ids: list[int] = dataclasses.field(init=False)
+    status: Status = Status.WAITING
+    num_scheduled: int = 0
+    num_pending: int = 0
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    num_crashes: int = 0
+    first_scheduled_seconds: float | None = None
+    block_ids: list[int] = dataclasses.field(default_factory=list)
+    block_hashes: list[bytes] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.request.prompt_token_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Known tokens and those on their way."""
+        return len(self.token_ids) + self.num_pending
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_unscheduled(self) -> int:
+        return self.num_tokens - self.num_scheduled
+
+    @property
+    def reaches_limit(self) -> bool:
+        """Whether the tokens on their way fill `max_new_tokens`: the end that is known beforehand."""
+        return self.num_tokens - self.num_prompt_tokens >= self.request.max_new_tokens
+
+    @property
+    def finished(self) -> bool:
+        return self.status is Status.FINISHED

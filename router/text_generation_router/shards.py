@@ -1,0 +1,215 @@
+"""ShardGroup: one step to every rank, in one order, over long-lived streams; results from rank 0. The only file with
+protobuf.
+
+In: the scheduler's steps. Out: what was sampled. Also what the shards say of themselves, and, for clients without a
+router, text in and text out. Knows nothing of queues and text.
+"""
+
+import asyncio
+import collections
+import dataclasses
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import grpc
+
+from text_generation_proto import shard_pb2, shard_pb2_grpc
+from text_generation_router import scheduler
+from text_generation_router.errors import RouterError
+from text_generation_router.sequence import SamplingParameters
+
+GRPC_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+
+
+class ShardsLost(RouterError):
+    """A shard cannot be reached or its stream broke. Its requests are not lost: they go on when it is back."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Model:
+    """What all shards agree on, and the smallest of what they have."""
+
+    model_id: str
+    model_type: str
+    dtype: str
+    device: str
+    quantize: str | None
+    num_shards: int
+    block_size: int
+    num_blocks: int
+    max_positions: int
+    max_batch_tokens: int
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepResult:
+    step_id: int
+    token_ids: dict[int, int]  # by sequence id
+    logprobs: dict[int, float]
+    error: str  # empty, or why the step's sequences are lost
+
+
+class ShardGroup:
+    """`on_news` is called, on the event loop, whenever `take_results` would have something to say."""
+
+    def __init__(self, clients: list["ShardClient"], model: Model, on_news: Callable[[], None]) -> None:
+        self.clients = clients
+        self.model = model
+        self._on_news = on_news
+        self._results: collections.deque[StepResult] = collections.deque()
+        self._lost: ShardsLost | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @classmethod
+    async def connect(cls, uds_path: str, on_news: Callable[[], None] = lambda: None) -> "ShardGroup":
+        """Asks rank 0 who the others are, and each of them what it has.
+
+        Raises:
+            ShardsLost: one of them does not answer.
+        """
+        first = ShardClient(0, f"unix:{uds_path}-0")
+        description = await first.describe()
+        others = [ShardClient(rank, url) for rank, url in enumerate(description.shard_urls) if rank > 0]
+        descriptions = [description, *await asyncio.gather(*(client.describe() for client in others))]
+        return cls([first, *others], _model(descriptions), on_news)
+
+    def start(self) -> None:
+        """Opens the streams that carry steps and results."""
+        for client in self.clients:
+            client.open()
+            self._tasks += [asyncio.create_task(self._write(client)), asyncio.create_task(self._read(client))]
+
+    def send(self, step: scheduler.Step) -> None:
+        """Queues one step for every rank; returns at once."""
+        message = _step_message(step)
+        for client in self.clients:
+            client.outbox.put_nowait(message)
+
+    def take_results(self) -> list[StepResult]:
+        """What has come since the last call, in order.
+
+        Raises:
+            ShardsLost: a stream broke; results that came before are returned first.
+        """
+        if not self._results and self._lost:
+            raise self._lost
+        results = list(self._results)
+        self._results.clear()
+        if self._lost:
+            self._on_news()
+        return results
+
+    async def generate(self, request: shard_pb2.GenerateRequest) -> AsyncIterator[shard_pb2.GenerateResponse]:
+        """The same texts to every rank, for clients without a router; rank 0's answers.
+
+        Raises:
+            ShardsLost: the shards refuse or break off, with their reason.
+        """
+        calls = [client.stub.Generate(request) for client in self.clients]
+        try:
+            async for response in calls[0]:
+                yield response
+            for call in calls[1:]:
+                async for _ in call:
+                    pass
+        except grpc.aio.AioRpcError as error:
+            raise ShardsLost(str(error.details())) from error
+        finally:
+            for call in calls:
+                call.cancel()
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for client in self.clients:
+            await client.channel.close()
+
+    async def _write(self, client: "ShardClient") -> None:
+        try:
+            while True:
+                await client.stream.write(await client.outbox.get())
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass  # the reader says why
+
+    async def _read(self, client: "ShardClient") -> None:
+        reason = "closed the stream"
+        try:
+            async for message in client.stream:
+                self._results.append(_step_result(message))
+                self._on_news()
+        except grpc.aio.AioRpcError as error:
+            reason = f"is gone: {error.details() or error.code().name}"
+        self._lost = self._lost or ShardsLost(f"shard rank {client.rank} {reason}")
+        self._on_news()
+
+
+class ShardClient:
+    def __init__(self, rank: int, url: str) -> None:
+        self.rank = rank
+        self.url = url
+        self.channel = grpc.aio.insecure_channel(url, options=GRPC_OPTIONS)
+        self.stub = shard_pb2_grpc.ShardStub(self.channel)  # type: ignore[no-untyped-call]
+        self.outbox: asyncio.Queue[shard_pb2.Step] = asyncio.Queue()
+
+    def open(self) -> None:
+        self.stream = self.stub.Execute()
+
+    async def describe(self) -> shard_pb2.DescribeResponse:
+        try:
+            description: shard_pb2.DescribeResponse = await self.stub.Describe(shard_pb2.DescribeRequest())
+        except grpc.aio.AioRpcError as error:
+            await self.channel.close()
+            raise ShardsLost(f"shard rank {self.rank} does not answer at {self.url}") from error
+        return description
+
+
+def _model(descriptions: Sequence[shard_pb2.DescribeResponse]) -> Model:
+    first = descriptions[0]
+    return Model(
+        model_id=first.model_id,
+        model_type=first.model_type,
+        dtype=first.dtype,
+        device=first.device,
+        quantize=first.quantize or None,
+        num_shards=first.world_size,
+        block_size=first.block_size,
+        num_blocks=min(description.num_blocks for description in descriptions),
+        max_positions=first.max_positions,
+        max_batch_tokens=min(description.max_batch_tokens for description in descriptions),
+        vocab_size=first.vocab_size,
+        eos_token_ids=frozenset(first.eos_token_ids),
+    )
+
+
+def _step_message(step: scheduler.Step) -> shard_pb2.Step:
+    message = shard_pb2.Step(id=step.id, drop=step.drop)
+    for sequence in step.add:
+        sampling = _sampling_message(sequence.request.sampling)
+        message.add.add(id=sequence.id, token_ids=sequence.token_ids, sampling=sampling)
+    for work in step.work:
+        message.work.add(
+            sequence_id=work.sequence.id,
+            start=work.start,
+            length=work.length,
+            block_ids=work.block_ids,
+            sample=work.sample,
+        )
+    return message
+
+
+def _sampling_message(sampling: SamplingParameters) -> shard_pb2.SamplingParameters:
+    return shard_pb2.SamplingParameters(
+        do_sample=sampling.do_sample,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        repetition_penalty=sampling.repetition_penalty,
+        seed=sampling.seed,
+    )
+
+
+def _step_result(message: shard_pb2.StepResult) -> StepResult:
+    token_ids = {token.sequence_id: token.token_id for token in message.tokens}
+    return StepResult(message.id, token_ids, {t.sequence_id: t.logprob for t in message.tokens}, message.error)

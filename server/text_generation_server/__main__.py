@@ -1,0 +1,68 @@
+"""text-generation-server: serve one rank of a model, or get a model's weights. Parses, then hands over."""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+
+from text_generation_proto import flags, logs
+from text_generation_server.config import ShardConfig
+
+DESCRIPTION = """One shard of a large language model: it holds a slice of the weights and computes steps for a router or for
+a gRPC client."""
+SERVE = """Serve one rank of a model over gRPC on a Unix socket. The launcher starts one such process for each GPU; to try
+it alone, `serve models/tiny-bloom` is enough. Several ranks find each other by --rank, --world-size and
+--master-addr/-port."""
+DOWNLOAD = """Get a model's weights from the hub and print their folder. Checkpoints that have only .bin files are converted
+to safetensors once. A local folder is used in place. HF_TOKEN opens private models, HF_HUB_OFFLINE=1 uses the cache only."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("text-generation-server", description=DESCRIPTION)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="serve one rank of a model", description=SERVE)
+    flags.add_flags(ShardConfig, serve)
+    download = commands.add_parser("download-weights", help="get a model's weights", description=DOWNLOAD)
+    download.add_argument("model_id", metavar="MODEL_ID", help="name on the hub, or a local folder")
+    download.add_argument("--revision", help="branch, tag or commit; the default is the main branch")
+    namespace = parser.parse_args()
+    if namespace.command == "serve":
+        code = _serve(flags.from_namespace(ShardConfig, serve, namespace))
+    else:
+        code = _download(namespace.model_id, namespace.revision)
+    # Threads of torch and gRPC may still wait for ranks that are gone; there is nothing left to clean up.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _serve(config: ShardConfig) -> int:
+    logs.configure(f"shard rank={config.rank}" if config.world_size > 1 else "shard", config.json_output)
+    from text_generation_server.download import DownloadError, download_weights
+    from text_generation_server.errors import ShardError
+    from text_generation_server.runner import load_runner
+    from text_generation_server.service import serve
+
+    try:
+        runner = load_runner(config, download_weights(config.model_id, config.revision))
+        return asyncio.run(serve(config, runner))
+    except (ShardError, DownloadError) as error:
+        logging.getLogger(__name__).error("Error: %s", error)
+        return 1
+
+
+def _download(model_id: str, revision: str | None) -> int:
+    logs.configure("download", json_output=False)
+    from text_generation_server.download import DownloadError, download_weights
+
+    try:
+        print(download_weights(model_id, revision))
+        return 0
+    except DownloadError as error:
+        logging.getLogger(__name__).error("Error: %s", error)
+        return 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""ForwardContext: what a forward needs beyond hidden states, as one immutable argument.
+
+A batch is packed: all tokens of all sequences in one row, the decoding sequences (one token each) first.
+"""
+
+import dataclasses
+
+import torch
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ForwardContext:
+    slot_mapping: torch.Tensor  # [num_tokens] int64: where each token's key and value go, block_id * block_size + offset
+    block_tables: torch.Tensor  # [num_sequences, max_blocks] int64, padded with block 0
+    query_lengths: list[int]  # tokens of each sequence in this batch; 1 for the first num_decodes
+    context_lengths: list[int]  # tokens of each sequence that are attended to, this batch's included
+    num_decodes: int

@@ -1,0 +1,163 @@
+"""Batch: one step of the protocol as the tensors of one forward, and the state a shard keeps of each sequence.
+
+In: a Step message and the sequences known so far. Out: packed token ids, a ForwardContext and the rows to sample.
+The only file besides `service` and `generation` that knows protobuf.
+"""
+
+import dataclasses
+
+import torch
+
+from text_generation_proto.shard_pb2 import NewSequence, SamplingParameters, Step, Work
+from text_generation_server.attention.context import ForwardContext
+from text_generation_server.errors import StepError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sampling:
+    """SamplingParameters with their defaults filled in; `None` turns a filter off."""
+
+    do_sample: bool
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    repetition_penalty: float
+    seed: int
+
+    @classmethod
+    def from_proto(cls, message: SamplingParameters) -> "Sampling":
+        """
+        Raises:
+            StepError: a value out of range.
+        """
+        sampling = cls(
+            do_sample=message.do_sample,
+            temperature=message.temperature if message.HasField("temperature") else 1.0,
+            top_k=message.top_k if message.HasField("top_k") else None,
+            top_p=message.top_p if message.HasField("top_p") and message.top_p < 1 else None,
+            repetition_penalty=message.repetition_penalty if message.HasField("repetition_penalty") else 1.0,
+            seed=message.seed,
+        )
+        if not (sampling.temperature > 0 and sampling.repetition_penalty > 0):
+            raise StepError("temperature and repetition_penalty must be strictly positive")
+        if sampling.top_k == 0 or (sampling.top_p is not None and not sampling.top_p > 0):
+            raise StepError("top_k and top_p must be strictly positive")
+        return sampling
+
+
+@dataclasses.dataclass(slots=True)
+class SequenceState:
+    """What a shard remembers of a sequence between steps: its tokens and where their keys and values are."""
+
+    id: int
+    token_ids: list[int]
+    sampling: Sampling
+    block_table: list[int] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def from_proto(cls, message: NewSequence) -> "SequenceState":
+        return cls(message.id, list(message.token_ids), Sampling.from_proto(message.sampling))
+
+    def check(self, work: Work, block_size: int, num_blocks: int) -> None:
+        """
+        Raises:
+            StepError: the work reaches past the sequence's tokens or blocks, or names a block that does not exist.
+        """
+        end = work.start + work.length
+        if not 0 < work.length <= end <= len(self.token_ids):
+            raise StepError(f"sequence {self.id}: cannot compute [{work.start}, {end}) of {len(self.token_ids)} tokens")
+        if end > len(self.block_table) * block_size:
+            raise StepError(f"sequence {self.id}: position {end - 1} is past its {len(self.block_table)} blocks")
+        if any(block >= num_blocks for block in work.block_ids):
+            raise StepError(f"sequence {self.id}: there are only {num_blocks} blocks")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Batch:
+    token_ids: torch.Tensor  # [num_tokens] int64, packed, sequences of one token first
+    context: ForwardContext
+    sampled_rows: torch.Tensor  # [num_sampled] int64: rows of the packed batch whose next token is wanted
+    sampled: list[SequenceState]  # the sequences of those rows
+
+    @classmethod
+    def from_work(
+        cls, works: list[tuple[SequenceState, Work]], block_size: int, device: torch.device
+    ) -> "Batch":
+        decodes = [pair for pair in works if pair[1].length == 1]
+        ordered = decodes + [pair for pair in works if pair[1].length > 1]
+        token_ids: list[int] = []
+        slots: list[int] = []
+        sampled_rows: list[int] = []
+        for sequence, work in ordered:
+            token_ids += sequence.token_ids[work.start : work.start + work.length]
+            slots += _slots(sequence.block_table, work.start, work.length, block_size)
+            if work.sample:
+                sampled_rows.append(len(token_ids) - 1)
+        context = ForwardContext(
+            slot_mapping=torch.tensor(slots, device=device),
+            block_tables=_padded([sequence.block_table for sequence, _ in ordered], device),
+            query_lengths=[work.length for _, work in ordered],
+            context_lengths=[work.start + work.length for _, work in ordered],
+            num_decodes=len(decodes),
+        )
+        sampled = [sequence for sequence, work in ordered if work.sample]
+        return cls(
+            torch.tensor(token_ids, device=device), context, torch.tensor(sampled_rows, device=device, dtype=torch.long), sampled
+        )
+
+
+class Sequences:
+    """All sequences a driver has added and not dropped; applies a step's difference."""
+
+    def __init__(self, block_size: int, num_blocks: int, max_batch_tokens: int) -> None:
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        self.max_batch_tokens = max_batch_tokens
+        self._states: dict[int, SequenceState] = {}
+        self._failed: set[int] = set()
+
+    def apply(self, step: Step) -> list[tuple[SequenceState, Work]]:
+        """Drops, adds, hands out blocks; returns the work to be done. Sequences of a failed step are passed over until
+        they are dropped: steps that were under way already may still name them.
+
+        Raises:
+            StepError: the step contradicts what was said before.
+        """
+        for sequence_id in step.drop:
+            self._states.pop(sequence_id, None)
+            self._failed.discard(sequence_id)
+        for message in step.add:
+            if message.id in self._states:
+                raise StepError(f"sequence {message.id} is added twice")
+            self._states[message.id] = SequenceState.from_proto(message)
+        if sum(work.length for work in step.work) > self.max_batch_tokens:
+            raise StepError(f"a step may compute at most {self.max_batch_tokens} tokens")
+        return [self._take(work) for work in step.work if work.sequence_id not in self._failed]
+
+    def fail(self, step: Step) -> None:
+        self._failed.update(work.sequence_id for work in step.work)
+
+    def clear(self) -> None:
+        self._states.clear()
+        self._failed.clear()
+
+    def _take(self, work: Work) -> tuple[SequenceState, Work]:
+        state = self._states.get(work.sequence_id)
+        if state is None:
+            raise StepError(f"sequence {work.sequence_id} was never added")
+        state.block_table += work.block_ids
+        state.check(work, self.block_size, self.num_blocks)
+        return state, work
+
+
+def _slots(block_table: list[int], start: int, length: int, block_size: int) -> list[int]:
+    return [
+        block_table[position // block_size] * block_size + position % block_size
+        for position in range(start, start + length)
+    ]
+
+
+def _padded(block_tables: list[list[int]], device: torch.device) -> torch.Tensor:
+    """[num_sequences, max_blocks]; block 0 stands where a sequence has no block, and is masked by its length."""
+    width = max(map(len, block_tables), default=0)
+    return torch.tensor([table + [0] * (width - len(table)) for table in block_tables], device=device)

@@ -1,0 +1,75 @@
+"""ShardConfig: everything one rank of the shard server can be told, with its flags and environment variables.
+
+In: a command line and, as torch.distributed has it, RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Out: one frozen object.
+Standard library only, so that the launcher can build it too.
+"""
+
+import dataclasses
+
+from text_generation_proto.flags import flag
+
+QUANTIZE_KINDS = ("bitsandbytes", "bitsandbytes-nf4", "bitsandbytes-fp4")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ShardConfig:
+    model_id: str = flag(positional=True, help="A model's folder, or its name on the hub (download-weights gets it).")
+    revision: str | None = flag(None, help="Branch, tag or commit of a hub model. Unset: main.")
+    shard_uds_path: str = flag(
+        "/tmp/text-generation-server",
+        help="Prefix of the Unix sockets; rank N listens on PREFIX-N. Two servers on one machine need two prefixes.",
+    )
+    quantize: str | None = flag(
+        None,
+        choices=QUANTIZE_KINDS,
+        help="Store the layers' weights in 8 bits (bitsandbytes: LLM.int8) or 4 (-nf4, -fp4): less memory, a little less "
+        "exact. Unset: the checkpoint's weights in --dtype.",
+    )
+    dtype: str | None = flag(
+        None,
+        choices=DTYPES,
+        help="Type of weights and arithmetic. Unset: bfloat16 on CUDA and on CPUs with bfloat16 units, else float32.",
+    )
+    block_size: int = flag(
+        16,
+        help="Tokens in one block of the KV cache. Smaller wastes less on a sequence's last block and caches prefixes in "
+        "finer steps; larger means fewer blocks to keep account of.",
+    )
+    kv_cache_gib: float | None = flag(
+        None,
+        help="Memory for the KV cache of this rank, in GiB. Too small: few sequences run at once and get preempted; too "
+        "large: no memory for anything else. Unset: what is free on CUDA after a worst-case step, 1 on CPU.",
+    )
+    max_batch_tokens: int | None = flag(
+        None,
+        env="MAX_BATCH_PREFILL_TOKENS",
+        help="Most tokens of one step; a router's token budget must not exceed it. Unset: 4096 on CUDA, 512 on CPU.",
+    )
+    num_threads: int | None = flag(
+        None, help="CPU threads of this rank. Too many: ranks and router wait for each other. Unset: cores / ranks."
+    )
+    rank: int = flag(0, help="This process's place among the shards, from 0.")
+    world_size: int = flag(1, help="How many shards the model is split over. It must divide the number of heads.")
+    master_addr: str = flag("localhost", help="Where rank 0 gathers the other ranks.")
+    master_port: int = flag(29500, help="Port of that meeting place. Two servers on one machine need two ports.")
+    collective_timeout_seconds: float = flag(
+        120.0,
+        help="How long a rank waits for the others before it gives up and exits. Too short: a slow load looks like a death; "
+        "too long: a hang is noticed late.",
+    )
+    json_output: bool = flag(False, help="Log one JSON object a line instead of text.")
+
+    def __post_init__(self) -> None:
+        if self.world_size < 1:
+            raise ValueError(f"`world_size` cannot be < 1. Given: {self.world_size}")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"`rank` must be in [0, {self.world_size}). Given: {self.rank}")
+        for name in ("block_size", "kv_cache_gib", "max_batch_tokens", "num_threads"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"`{name}` must be > 0. Given: {value}")
+
+    @property
+    def socket_path(self) -> str:
+        return f"{self.shard_uds_path}-{self.rank}"

@@ -1,0 +1,66 @@
+"""Which device and dtype this rank computes with, and how much memory its process holds.
+
+In: what the flags say. Out: a torch device, a torch dtype, byte counts. Knows nothing of models.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+
+import torch
+
+BFLOAT16_UNITS = {"avx512_bf16", "amx_bf16"}
+
+
+def choose_device() -> torch.device:
+    """The launcher shows each rank one GPU only; torchrun shows all of them and names ours in LOCAL_RANK."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    index = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """`name`, or the fastest dtype that the device computes in hardware."""
+    if name:
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if BFLOAT16_UNITS & _cpu_flags() else torch.float32
+
+
+def set_num_threads(num_threads: int | None, world_size: int, device: torch.device) -> int:
+    """CPU ranks share the cores; a rank with a GPU needs one thread for its own small work."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    default = 1 if device.type == "cuda" else max(1, cores // world_size)
+    torch.set_num_threads(num_threads or default)
+    return torch.get_num_threads()
+
+
+class PeakMemory:
+    """The highest resident memory since construction, above what the process held then, in bytes. 0 where unknown."""
+
+    def __init__(self) -> None:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM (Linux, Documentation/filesystems/proc.rst)
+        self.start_bytes = _status_bytes("VmRSS")
+
+    def read_bytes(self) -> int:
+        return max(0, _status_bytes("VmHWM") - self.start_bytes)
+
+
+def _status_bytes(key: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), 0)
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((line.split(":")[1].split() for line in lines if line.startswith("flags")), []))

@@ -1,0 +1,114 @@
+"""Generation: a static batch of texts, run by the shard itself for clients without a router.
+
+In: a GenerateRequest. Out: for each step the GenerateResponses of its tokens. It writes the same Steps that a router would,
+so that the runner knows only one way to work; every rank runs it alike. The only file of the server that knows text.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from text_generation_proto.shard_pb2 import GenerateRequest, GenerateResponse, Step
+from text_generation_server.batch import Sampling
+from text_generation_server.errors import StepError
+from text_generation_server.runner import Runner
+
+DEFAULT_MAX_NEW_TOKENS = 20
+
+
+@dataclasses.dataclass(slots=True)
+class _Row:
+    """One input on its way. Its sequence id is its index."""
+
+    index: int
+    token_ids: list[int]
+    block_ids: list[int]
+    num_computed: int = 0
+    num_generated: int = 0
+    text: str = ""
+    finish_reason: str = ""
+    stream: DecodeStream = dataclasses.field(default_factory=lambda: DecodeStream(skip_special_tokens=True))
+
+
+class Generation:
+    def __init__(self, request: GenerateRequest, runner: Runner, tokenizer: Tokenizer) -> None:
+        """
+        Raises:
+            StepError: empty inputs, a parameter out of range, or more tokens than the KV cache holds.
+        """
+        self.request = request
+        self.runner = runner
+        self.tokenizer = tokenizer
+        self.max_new_tokens = request.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+        Sampling.from_proto(request.sampling)
+        self.rows = self._rows(list(request.inputs))
+
+    def steps(self) -> Iterator[list[GenerateResponse]]:
+        """Runs to the end, a forward at each `next`.
+
+        Raises:
+            StepError: a forward failed.
+        """
+        step = self._first_step()
+        while active := [row for row in self.rows if not row.finish_reason]:
+            self._add_work(step, active)
+            result = self.runner.execute(step)
+            if result.error:
+                raise StepError(result.error)
+            yield [self._respond(self.rows[token.sequence_id], token.token_id, token.logprob) for token in result.tokens]
+            step = Step(id=step.id + 1)
+
+    def _rows(self, inputs: list[str]) -> list[_Row]:
+        if not inputs or not all(inputs):
+            raise StepError("inputs cannot be empty")
+        rows, next_block = [], 0
+        for index, text in enumerate(inputs):
+            token_ids = self.tokenizer.encode(text).ids
+            num_blocks = -(-(len(token_ids) + self.max_new_tokens) // self.runner.block_size)
+            rows.append(_Row(index, token_ids, list(range(next_block, next_block + num_blocks))))
+            next_block += num_blocks
+        if next_block > self.runner.num_blocks:
+            raise StepError(f"inputs and max_new_tokens need {next_block} KV blocks, there are {self.runner.num_blocks}")
+        if len(rows) > self.runner.max_batch_tokens:
+            raise StepError(f"at most {self.runner.max_batch_tokens} inputs")
+        return rows
+
+    def _first_step(self) -> Step:
+        step = Step(id=0)
+        for row in self.rows:
+            step.add.add(id=row.index, token_ids=row.token_ids, sampling=self.request.sampling)
+        return step
+
+    def _add_work(self, step: Step, active: list[_Row]) -> None:
+        """What each row has not computed yet, in chunks that fit the budget: its prompt, then one token a step."""
+        budget = self.runner.max_batch_tokens
+        for row in active:
+            length = min(len(row.token_ids) - row.num_computed, budget)
+            if length == 0:
+                continue
+            work = step.work.add(sequence_id=row.index, start=row.num_computed, length=length)
+            if row.num_computed == 0:
+                work.block_ids.extend(row.block_ids)
+            row.num_computed += length
+            work.sample = row.num_computed == len(row.token_ids)
+            budget -= length
+
+    def _respond(self, row: _Row, token_id: int, logprob: float) -> GenerateResponse:
+        row.token_ids.append(token_id)
+        row.num_generated += 1
+        piece = row.stream.step(self.tokenizer, token_id) or ""
+        row.text += piece
+        response = GenerateResponse(index=row.index, token_id=token_id, text=piece, logprob=logprob)
+        if reason := self._finish_reason(row, token_id):
+            row.finish_reason = reason
+            response.finish_reason, response.generated_text = reason, row.text
+        return response
+
+    def _finish_reason(self, row: _Row, token_id: int) -> str:
+        if token_id in self.runner.folder.eos_token_ids:
+            return "eos_token"
+        if any(stop in row.text for stop in self.request.stop):
+            return "stop_sequence"
+        return "length" if row.num_generated == self.max_new_tokens else ""

@@ -1,0 +1,61 @@
+"""The vocabulary split over ranks: token ids to vectors, and hidden states to logits.
+
+In: the checkpoint's [vocab_size, hidden_size] table. Out: modules that hold this rank's rows of it.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from text_generation_server.layers.linear import make_linear
+from text_generation_server.parallel import Parallel
+from text_generation_server.weights import Weights
+
+
+class VocabEmbedding(torch.nn.Module):
+    """Token ids [num_tokens] → vectors [num_tokens, hidden_size].
+
+    On CPU the table stays in its file, mapped: only the rows of tokens that occur are ever in memory, and the head can keep
+    its own copy in the order it multiplies fastest in.
+    """
+
+    def __init__(self, weights: Weights, name: str, vocab_size: int, hidden_size: int, parallel: Parallel) -> None:
+        super().__init__()
+        self.rows = parallel.split_padded(vocab_size)
+        on_cpu = weights.device.type == "cpu"
+        read = weights.map if on_cpu else weights.load
+        self.table = read(name, (vocab_size, hidden_size), rows=self.rows)
+        self.dtype = weights.dtype
+        self.parallel = parallel
+
+    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+        if self.parallel.world_size == 1:
+            return F.embedding(token_ids, self.table).to(self.dtype)
+        local = token_ids - self.rows.start
+        absent = (local < 0) | (local >= self.table.shape[0])
+        vectors = F.embedding(local.masked_fill(absent, 0), self.table).to(self.dtype)
+        return self.parallel.all_reduce(vectors.masked_fill_(absent.unsqueeze(-1), 0))
+
+
+class VocabHead(torch.nn.Module):
+    """Hidden states [num_rows, hidden_size] → this rank's logits [num_rows, vocab_size_local], in float32.
+
+    `tied_table` is the embedding's where both can share memory (CUDA); else the head reads its own rows.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        name: str,
+        vocab_size: int,
+        hidden_size: int,
+        parallel: Parallel,
+        tied_table: torch.Tensor | None,
+    ) -> None:
+        super().__init__()
+        self.rows = parallel.split_padded(vocab_size)
+        if tied_table is None:
+            tied_table = weights.load(name, (vocab_size, hidden_size), rows=self.rows)
+        self.linear = make_linear(tied_table, None)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.linear(hidden).float()

@@ -1,0 +1,88 @@
+"""Linear layers over ranks: split by output (column) or by input (row), stored as the device and --quantize want it.
+
+In: a checkpoint's [out_features, in_features] weight. Out: modules that hold this rank's slice.
+The classic pair (Shoeybi et al. 2019, arXiv:1909.08053): a column linear needs no communication, the row linear after it
+one all-reduce.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from text_generation_server.layers.quantized import FourBitLinear, Int8Linear
+from text_generation_server.parallel import Parallel
+from text_generation_server.weights import Weights
+
+# oneDNN orders a weight for a number of rows; an order made for 16 serves 1 to 512 nearly as well as their own.
+PACKED_FOR_ROWS = 16
+
+
+class PlainLinear(torch.nn.Module):
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.weight.nbytes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class PackedLinear(torch.nn.Module):
+    """float32 on CPU, reordered once for oneDNN: at 4 to 32 rows twice as fast as the plain layout."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.weight_bytes = weight.nbytes
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS)
+        self.bias = bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+
+
+Linear = PlainLinear | PackedLinear | Int8Linear | FourBitLinear
+
+
+def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, quantize: str | None = None) -> Linear:
+    """The module that multiplies by `weight` [out, in] fastest in the kind of storage asked for."""
+    if quantize == "bitsandbytes":
+        return Int8Linear(weight, bias)
+    if quantize in ("bitsandbytes-nf4", "bitsandbytes-fp4"):
+        return FourBitLinear(weight, bias, quantize.removeprefix("bitsandbytes-"))
+    if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        return PackedLinear(weight, bias)
+    return PlainLinear(weight, bias)
+
+
+def load_column_linear(
+    weights: Weights, name: str, out_features: int, in_features: int, rows: slice, quantize: str | None
+) -> Linear:
+    """`rows` of the output: [..., in_features] → [..., rows]."""
+    weight = weights.load(f"{name}.weight", (out_features, in_features), rows=rows)
+    return make_linear(weight, weights.load(f"{name}.bias", (out_features,), rows=rows), quantize)
+
+
+class RowLinear(torch.nn.Module):
+    """`columns` of the input: [..., columns] → [..., out_features], summed over the ranks. Rank 0 adds the bias."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        name: str,
+        out_features: int,
+        in_features: int,
+        columns: slice,
+        parallel: Parallel,
+        quantize: str | None,
+    ) -> None:
+        super().__init__()
+        weight = weights.load(f"{name}.weight", (out_features, in_features), columns=columns)
+        bias = weights.load(f"{name}.bias", (out_features,))
+        self.linear = make_linear(weight, bias if parallel.is_first else None, quantize)
+        self.parallel = parallel
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.parallel.all_reduce(self.linear(x))

@@ -1,0 +1,62 @@
+"""Matrices in 8 or 4 bits, in bitsandbytes' own formats, on CUDA and on CPU.
+
+In: a rank's slice of a weight. Out: a module that multiplies by it. bitsandbytes is imported only when asked for.
+"""
+
+import importlib
+from types import ModuleType
+
+import torch
+
+from text_generation_server.errors import ConfigurationError
+
+# LLM.int8: activation columns with an entry beyond this stay in 16 bits (Dettmers et al. 2022, arXiv:2208.07339).
+OUTLIER_THRESHOLD = 6.0
+
+
+class Int8Linear(torch.nn.Module):
+    """LLM.int8: rows of the weight and rows of the input in 8 bits, outlier columns in full."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        bnb = import_bitsandbytes()
+        # bitsandbytes' CUDA kernel quantizes from 16 bits only.
+        source = weight.half() if weight.device.type == "cuda" else weight
+        self.state = bnb.MatmulLtState()
+        self.state.threshold = OUTLIER_THRESHOLD
+        self.state.has_fp16_weights = False
+        self.state.CB, self.state.SCB, _ = bnb.functional.int8_vectorwise_quant(source)
+        self.matmul = bnb.matmul
+        self.bias = bias
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.state.CB.nbytes + self.state.SCB.nbytes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.matmul(x, self.state.CB, bias=self.bias, state=self.state)
+
+
+class FourBitLinear(torch.nn.Module):
+    """nf4 or fp4 (Dettmers et al. 2023, arXiv:2305.14314): blocks of 64 weights in 4 bits with one scale."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, quant_type: str) -> None:
+        super().__init__()
+        bnb = import_bitsandbytes()
+        self.packed, self.state = bnb.functional.quantize_4bit(weight, quant_type=quant_type)
+        self.matmul = bnb.matmul_4bit
+        self.bias = bias
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.packed.nbytes + self.state.absmax.nbytes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.matmul(x, self.packed.t(), self.state, bias=self.bias)
+
+
+def import_bitsandbytes() -> ModuleType:
+    try:
+        return importlib.import_module("bitsandbytes")
+    except ImportError as error:
+        raise ConfigurationError("--quantize needs bitsandbytes: pip install bitsandbytes") from error

@@ -1,0 +1,74 @@
+"""The registry: model types and the classes that serve them, and what a model folder says about itself.
+
+In: a model folder. Out: its description, and the loaded model. Adding a model is one file and one line here.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from text_generation_server.errors import ModelError
+from text_generation_server.models.bloom import Bloom, BloomConfig
+from text_generation_server.parallel import Parallel
+from text_generation_server.weights import Weights
+
+NATIVE = {"bloom": (BloomConfig, Bloom)}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelFolder:
+    path: Path
+    model_type: str
+    config: dict[str, Any]
+    eos_token_ids: tuple[int, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> "ModelFolder":
+        """
+        Raises:
+            ModelError: no such folder, no config.json in it, or a model type that is not served.
+        """
+        if not path.is_dir():
+            raise ModelError(f"there is no model folder {path}")
+        config = _read_json(path / "config.json")
+        model_type = config.get("model_type", "")
+        if model_type not in NATIVE:
+            raise ModelError(f"model type {model_type!r} of {path} is not served; served are: {', '.join(NATIVE)}")
+        generation = path / "generation_config.json"
+        eos = config.get("eos_token_id")
+        if generation.exists():
+            eos = _read_json(generation).get("eos_token_id", eos)
+        return cls(path, model_type, config, () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,))
+
+    def load(
+        self, device: torch.device, dtype: torch.dtype, parallel: Parallel, quantize: str | None
+    ) -> tuple[Bloom, Weights]:
+        """This rank's part of the model, every tensor of the checkpoint accounted for.
+
+        Raises:
+            ModelError, ConfigurationError: with one line that says what does not fit.
+        """
+        config_class, model_class = NATIVE[self.model_type]
+        try:
+            config = config_class.from_json(self.config)
+        except KeyError as error:
+            raise ModelError(f"config.json of {self.path} lacks {error}") from error
+        weights = Weights(self.path, device, dtype, model_class.prefix)
+        model = model_class(config, weights, parallel, quantize)
+        weights.check_all_used()
+        return model, weights
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ModelError(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} is no JSON object")
+    return content

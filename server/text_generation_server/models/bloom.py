@@ -1,0 +1,148 @@
+"""BLOOM, BLOOMZ, every size: the wiring, after the published checkpoints (BigScience 2022, arXiv:2211.05100).
+
+In: config.json, weights, this rank's place. Out: a model that maps packed token ids to hidden states, and rows of hidden
+states to this rank's logits. Attention, collectives and storage are the layers' business.
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from text_generation_server.attention.context import ForwardContext
+from text_generation_server.attention.sdpa import Attend, PagedAttention
+from text_generation_server.kv_cache import KVCache
+from text_generation_server.layers.alibi import alibi_slopes
+from text_generation_server.layers.embedding import VocabEmbedding, VocabHead
+from text_generation_server.layers.linear import Linear, RowLinear, load_column_linear
+from text_generation_server.parallel import Parallel
+from text_generation_server.weights import Weights
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BloomConfig:
+    """The part of config.json that the forward needs; published checkpoints use older names for some of it."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    layer_norm_epsilon: float
+    residual_after_layer_norm: bool
+    tie_word_embeddings: bool
+    max_positions: int
+
+    @classmethod
+    def from_json(cls, config: dict[str, Any]) -> "BloomConfig":
+        return cls(
+            vocab_size=config["vocab_size"],
+            hidden_size=config["hidden_size"] if "hidden_size" in config else config["n_embed"],
+            num_layers=config["n_layer"] if "n_layer" in config else config["num_hidden_layers"],
+            num_heads=config["n_head"] if "n_head" in config else config["num_attention_heads"],
+            layer_norm_epsilon=config.get("layer_norm_epsilon", 1e-5),
+            residual_after_layer_norm=config.get("apply_residual_connection_post_layernorm", False),
+            tie_word_embeddings=config.get("tie_word_embeddings", True),
+            max_positions=config.get("seq_length", 2048),  # ALiBi has no hard limit; this is what it was trained on
+        )
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+
+class Bloom:
+    prefix = "transformer."
+
+    def __init__(self, config: BloomConfig, weights: Weights, parallel: Parallel, quantize: str | None) -> None:
+        heads = parallel.split(config.num_heads, "attention heads")
+        self.config = config
+        self.dtype = weights.dtype
+        self.num_kv_heads = heads.stop - heads.start
+        self.slopes = alibi_slopes(config.num_heads)[heads].to(weights.device)
+        vocabulary = ("word_embeddings.weight", config.vocab_size, config.hidden_size, parallel)
+        self.word_embeddings = VocabEmbedding(weights, *vocabulary)
+        self.word_embeddings_layernorm = LayerNorm(weights, "word_embeddings_layernorm", config)
+        layers = tqdm(range(config.num_layers), desc="loading layers", disable=not parallel.is_first or None)
+        self.layers = [BloomLayer(config, weights, layer, heads, parallel, quantize) for layer in layers]
+        self.ln_f = LayerNorm(weights, "ln_f", config)
+        self.lm_head = self._load_head(weights, parallel)
+
+    def make_attention(self, cache: KVCache) -> PagedAttention:
+        return PagedAttention(self.slopes, self.config.head_dim**-0.5, cache)
+
+    def forward(self, token_ids: torch.Tensor, context: ForwardContext, attention: PagedAttention) -> torch.Tensor:
+        """token_ids [num_tokens] → hidden states [num_tokens, hidden_size], before the last layer norm."""
+        attend = attention.bind(context, self.dtype)
+        hidden = self.word_embeddings_layernorm(self.word_embeddings(token_ids))
+        for layer in self.layers:
+            hidden = layer.forward(hidden, attend)
+        return hidden
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [num_rows, hidden_size] → this rank's logits [num_rows, vocab_size_local], float32."""
+        return self.lm_head(self.ln_f(hidden))
+
+    @property
+    def weight_bytes(self) -> int:
+        """What the matrices that every decode step reads occupy."""
+        return self.lm_head.linear.weight_bytes + sum(linear.weight_bytes for layer in self.layers for linear in layer.linears)
+
+    def _load_head(self, weights: Weights, parallel: Parallel) -> VocabHead:
+        config = self.config
+        if not config.tie_word_embeddings:
+            return VocabHead(weights, "lm_head.weight", config.vocab_size, config.hidden_size, parallel, None)
+        weights.ignore(["lm_head.weight"])
+        table = self.word_embeddings.table if weights.device.type == "cuda" else None
+        return VocabHead(weights, "word_embeddings.weight", config.vocab_size, config.hidden_size, parallel, table)
+
+
+class BloomLayer:
+    def __init__(
+        self, config: BloomConfig, weights: Weights, layer: int, heads: slice, parallel: Parallel, quantize: str | None
+    ) -> None:
+        name, hidden = f"h.{layer}", config.hidden_size
+        # The checkpoint fuses query, key and value head by head, [num_heads, 3, head_dim]: a rank's heads are neighbours.
+        fused = slice(heads.start * 3 * config.head_dim, heads.stop * 3 * config.head_dim)
+        columns = slice(heads.start * config.head_dim, heads.stop * config.head_dim)
+        inner = parallel.split(4 * hidden, "MLP columns")
+        qkv, up = f"{name}.self_attention.query_key_value", f"{name}.mlp.dense_h_to_4h"
+        dense, down = f"{name}.self_attention.dense", f"{name}.mlp.dense_4h_to_h"
+        self.index = layer
+        self.head_dim = config.head_dim
+        self.residual_after_layer_norm = config.residual_after_layer_norm
+        self.input_layernorm = LayerNorm(weights, f"{name}.input_layernorm", config)
+        self.query_key_value = load_column_linear(weights, qkv, 3 * hidden, hidden, fused, quantize)
+        self.dense = RowLinear(weights, dense, hidden, hidden, columns, parallel, quantize)
+        self.post_attention_layernorm = LayerNorm(weights, f"{name}.post_attention_layernorm", config)
+        self.dense_h_to_4h = load_column_linear(weights, up, 4 * hidden, hidden, inner, quantize)
+        self.dense_4h_to_h = RowLinear(weights, down, hidden, 4 * hidden, inner, parallel, quantize)
+
+    @property
+    def linears(self) -> list[Linear]:
+        return [self.query_key_value, self.dense.linear, self.dense_h_to_4h, self.dense_4h_to_h.linear]
+
+    def forward(self, hidden: torch.Tensor, attend: Attend) -> torch.Tensor:
+        normed = self.input_layernorm(hidden)
+        residual = normed if self.residual_after_layer_norm else hidden
+        hidden = residual + self._attention(normed, attend)
+        normed = self.post_attention_layernorm(hidden)
+        residual = normed if self.residual_after_layer_norm else hidden
+        return residual + self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(normed), approximate="tanh"))
+
+    def _attention(self, normed: torch.Tensor, attend: Attend) -> torch.Tensor:
+        fused = self.query_key_value(normed).view(normed.shape[0], -1, 3, self.head_dim)
+        query, key, value = fused.unbind(2)  # [num_tokens, num_heads_local, head_dim] each
+        return self.dense(attend(self.index, query, key, value).flatten(1))
+
+
+class LayerNorm(torch.nn.Module):
+    def __init__(self, weights: Weights, name: str, config: BloomConfig) -> None:
+        super().__init__()
+        self.weight = weights.load(f"{name}.weight", (config.hidden_size,))
+        self.bias = weights.load(f"{name}.bias", (config.hidden_size,))
+        self.epsilon = config.layer_norm_epsilon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)

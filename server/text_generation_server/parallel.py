@@ -1,0 +1,89 @@
+"""Parallel: this rank among the others, and the collectives between them. With one rank everything is a no-op.
+
+In: rank, world_size and the meeting place. Out: sums and gathers over all ranks (NCCL on CUDA, Gloo on CPU).
+The only file that calls torch.distributed. Knows nothing of models.
+"""
+
+import datetime
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from text_generation_server.errors import CollectiveError, ConfigurationError
+
+
+class Parallel:
+    """Every method must be called by all ranks in the same order; a failure is a `CollectiveError`."""
+
+    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
+        self.rank = rank
+        self.world_size = world_size
+
+    @classmethod
+    def connect(
+        cls, rank: int, world_size: int, device: torch.device, address: str, port: int, timeout_seconds: float
+    ) -> "Parallel":
+        """Meets the other ranks at `address:port`; returns when all are there."""
+        if world_size > 1:
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            timeout = datetime.timedelta(seconds=timeout_seconds)
+            init_method = f"tcp://{address}:{port}"
+            _guarded(
+                lambda: dist.init_process_group(backend, init_method, timeout, rank=rank, world_size=world_size)
+            )
+        return cls(rank, world_size)
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sums `tensor` over the ranks, in place."""
+        if self.world_size > 1:
+            _guarded(lambda: dist.all_reduce(tensor))
+        return tensor
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """[...] on each rank → [world_size, ...] on all of them."""
+        if self.world_size == 1:
+            return tensor.unsqueeze(0)
+        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        _guarded(lambda: dist.all_gather(parts, tensor.contiguous()))
+        return torch.stack(parts)
+
+    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Rank 0's `tensor` to all, in place."""
+        if self.world_size > 1:
+            _guarded(lambda: dist.broadcast(tensor, src=0))
+        return tensor
+
+    def minimum(self, value: int) -> int:
+        """The smallest `value` of all ranks. On the CPU, for counts known at start."""
+        if self.world_size == 1:
+            return value
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        return int(self.all_gather(torch.tensor(value, device=device)).min())
+
+    def split(self, size: int, what: str) -> slice:
+        """This rank's equal share of `size` things.
+
+        Raises:
+            ConfigurationError: they do not divide evenly.
+        """
+        if size % self.world_size:
+            raise ConfigurationError(f"{size} {what} cannot be split over {self.world_size} shards")
+        share = size // self.world_size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def split_padded(self, size: int) -> slice:
+        """This rank's share where the last ranks may have fewer: for vocabularies, which need not divide."""
+        share = -(-size // self.world_size)
+        return slice(min(self.rank * share, size), min((self.rank + 1) * share, size))
+
+
+def _guarded(collective: Callable[[], object]) -> None:
+    try:
+        collective()
+    except RuntimeError as error:
+        raise CollectiveError(f"lost the other ranks: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,200 @@
+"""Runner: one rank's model, cache and sampler, and one step after the other.
+
+In: Step messages. Out: StepResults. Owns the device: every method after construction runs on the one device thread.
+"""
+
+import logging
+import time
+from pathlib import Path
+
+import torch
+
+from text_generation_proto.shard_pb2 import Step, StepResult, Timings
+from text_generation_server import device as devices
+from text_generation_server.batch import Batch, Sequences, SequenceState
+from text_generation_server.config import ShardConfig
+from text_generation_server.errors import CollectiveError, ConfigurationError
+from text_generation_server.kv_cache import KVCache, block_bytes
+from text_generation_server.models import ModelFolder
+from text_generation_server.parallel import Parallel
+from text_generation_server.sampler import Sampler
+
+logger = logging.getLogger(__name__)
+
+CPU_KV_CACHE_GIB = 1.0
+CPU_BATCH_TOKENS = 512
+CUDA_BATCH_TOKENS = 4096
+CUDA_MEMORY_SHARE = 0.92  # of what is free after the worst step; the rest is for fragments
+
+
+class Runner:
+    def __init__(self, config: ShardConfig, folder: ModelFolder, parallel: Parallel, device: torch.device) -> None:
+        """Loads the weights, measures the worst step on CUDA, and takes the memory for the KV cache.
+
+        Raises:
+            ModelError, ConfigurationError: with one line that says what does not fit.
+        """
+        self.device = device
+        self.dtype = devices.choose_dtype(config.dtype, device)
+        self.folder = folder
+        peak_memory = devices.PeakMemory()
+        self.model, weights = folder.load(device, self.dtype, parallel, config.quantize)
+        self.peak_loading_bytes = peak_memory.read_bytes()
+        self.weight_bytes_read = weights.bytes_read
+        on_cuda = device.type == "cuda"
+        self.max_batch_tokens = config.max_batch_tokens or (CUDA_BATCH_TOKENS if on_cuda else CPU_BATCH_TOKENS)
+        self.sampler = Sampler(self.model.config.vocab_size, parallel)
+        self.block_size = config.block_size
+        num_blocks = parallel.minimum(self._num_blocks(config))
+        self.cache = self._make_cache(num_blocks)
+        self.attention = self.model.make_attention(self.cache)
+        self.sequences = Sequences(config.block_size, num_blocks, self.max_batch_tokens)
+        self.timings = Timings()
+        self._end_seconds = 0.0
+        self._last_ids: set[int] = set()
+        self.warm_up()
+
+    @property
+    def num_blocks(self) -> int:
+        return self.cache.num_blocks
+
+    def warm_up(self) -> None:
+        """One prompt chunk and one decode step, so that the first request does not pay for first calls."""
+        state = Step(id=0)
+        length = min(self.max_batch_tokens, self.num_blocks * self.block_size - 1, 32)
+        blocks = range(-(-(length + 1) // self.block_size))
+        state.add.add(id=0, token_ids=[0] * length)
+        state.work.add(sequence_id=0, start=0, length=length, block_ids=blocks, sample=True)
+        self._forward(state)
+        decode = Step(id=1)
+        decode.work.add(sequence_id=0, start=length, length=1, sample=True)
+        self._forward(decode)
+        self.reset()
+
+    @torch.inference_mode()
+    def execute(self, step: Step) -> StepResult:
+        """Computes the step. An error is the result's, except when the other ranks are lost: that is the process's.
+
+        Raises:
+            CollectiveError: this rank can no longer keep pace with the others and must end.
+        """
+        start_seconds = time.perf_counter()
+        ids = {work.sequence_id for work in step.work}
+        waited = start_seconds - self._end_seconds if ids & self._last_ids else 0.0
+        try:
+            result = self._forward(step)
+        except CollectiveError:
+            raise
+        except Exception as error:  # the outermost loop of this process: the step fails, the server goes on
+            logger.exception("step failed id=%d", step.id)
+            self.sequences.fail(step)
+            result = StepResult(id=step.id, error=f"{type(error).__name__}: {error}")
+        self._last_ids = ids
+        self._end_seconds = time.perf_counter()
+        self.timings.num_steps += 1
+        self.timings.wait_micros += int(waited * 1e6)
+        self.timings.step_micros += int((self._end_seconds - start_seconds) * 1e6)
+        return result
+
+    def reset(self) -> None:
+        """Forgets all sequences: a driver is gone."""
+        self.sequences.clear()
+        self._last_ids = set()
+
+    def _forward(self, step: Step) -> StepResult:
+        result = StepResult(id=step.id)
+        works = self.sequences.apply(step)
+        if not works:
+            return result
+        batch = Batch.from_work(works, self.block_size, self.device)
+        hidden = self.model.forward(batch.token_ids, batch.context, self.attention)
+        if batch.sampled:
+            logits = self.model.logits(hidden[batch.sampled_rows])
+            self._append(result, batch.sampled, *self.sampler.sample(logits, batch.sampled))
+        return result
+
+    def _append(
+        self, result: StepResult, sampled: list[SequenceState], token_ids: list[int], logprobs: list[float]
+    ) -> None:
+        for sequence, token_id, logprob in zip(sampled, token_ids, logprobs, strict=True):
+            sequence.token_ids.append(token_id)
+            result.tokens.add(sequence_id=sequence.id, token_id=token_id, logprob=logprob)
+
+    def _make_cache(self, num_blocks: int) -> KVCache:
+        config = self.model.config
+        return KVCache(
+            config.num_layers,
+            num_blocks,
+            self.block_size,
+            self.model.num_kv_heads,
+            config.head_dim,
+            self.dtype,
+            self.device,
+        )
+
+    def _num_blocks(self, config: ShardConfig) -> int:
+        """How many blocks this rank can hold.
+
+        Raises:
+            ConfigurationError: fewer than one sequence of two blocks needs.
+        """
+        model = self.model.config
+        cost = block_bytes(model.num_layers, self.block_size, self.model.num_kv_heads, model.head_dim, self.dtype)
+        if config.kv_cache_gib is None and self.device.type == "cuda":
+            budget = self._free_cuda_bytes()
+        else:
+            budget = int((config.kv_cache_gib or CPU_KV_CACHE_GIB) * 2**30)
+        if budget < 2 * cost:
+            raise ConfigurationError(f"no room for the KV cache: {budget} bytes, one block of it takes {cost}")
+        return budget // cost
+
+    def _free_cuda_bytes(self) -> int:
+        """What a worst-case step leaves: a whole token budget of prompts, all of it sampled."""
+        num_blocks = -(-self.max_batch_tokens // self.block_size) + 1
+        self.cache = self._make_cache(num_blocks)
+        self.attention = self.model.make_attention(self.cache)
+        self.sequences = Sequences(self.block_size, num_blocks, self.max_batch_tokens)
+        step = Step()
+        step.add.add(id=0, token_ids=[0] * self.max_batch_tokens)
+        step.work.add(
+            sequence_id=0, start=0, length=self.max_batch_tokens, block_ids=range(num_blocks), sample=True
+        )
+        torch.cuda.reset_peak_memory_stats(self.device)
+        with torch.inference_mode():
+            self._forward(step)
+        peak = torch.cuda.max_memory_allocated(self.device)
+        cache_bytes = sum(tensor.nbytes for tensor in (*self.cache.keys, *self.cache.values))
+        del self.cache, self.attention
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(self.device)
+        others = total - free - torch.cuda.memory_reserved(self.device)
+        return int((total - others - (peak - cache_bytes)) * CUDA_MEMORY_SHARE)
+
+
+def load_runner(config: ShardConfig, path: Path) -> Runner:
+    """The other ranks met, the weights in memory, the first step behind it."""
+    folder = ModelFolder.read(path)
+    device = devices.choose_device()
+    num_threads = devices.set_num_threads(config.num_threads, config.world_size, device)
+    parallel = Parallel.connect(
+        config.rank,
+        config.world_size,
+        device,
+        config.master_addr,
+        config.master_port,
+        config.collective_timeout_seconds,
+    )
+    start_seconds = time.perf_counter()
+    runner = Runner(config, folder, parallel, device)
+    logger.info(
+        "ready model_type=%s dtype=%s device=%s quantize=%s num_threads=%d num_blocks=%d weight_bytes=%d loading_seconds=%.1f",
+        folder.model_type,
+        str(runner.dtype).removeprefix("torch."),
+        device,
+        config.quantize,
+        num_threads,
+        runner.num_blocks,
+        runner.model.weight_bytes,
+        time.perf_counter() - start_seconds,
+    )
+    return runner

@@ -1,0 +1,107 @@
+"""Sampler: logits of all ranks → the next token of each row, the same on every rank, and its log-probability.
+
+In: this rank's part of the logits and each row's sequence. Out: token ids and log-probabilities.
+Greedy rows need three numbers a rank (best value, its id, log-sum-exp), never the gathered vocabulary; sampled rows are
+gathered, and chosen by inverting their cumulative distribution at one uniform number that depends on seed and position alone.
+"""
+
+import math
+
+import torch
+
+from text_generation_server.batch import Sampling, SequenceState
+from text_generation_server.parallel import Parallel
+
+
+class Sampler:
+    def __init__(self, vocab_size: int, parallel: Parallel) -> None:
+        self.vocab_size = vocab_size
+        self.rows = parallel.split_padded(vocab_size)
+        self.parallel = parallel
+
+    def sample(self, logits: torch.Tensor, sequences: list[SequenceState]) -> tuple[list[int], list[float]]:
+        """logits [num_rows, vocab_size_local] float32, changed in place by penalties → a token and its log-probability
+        (after penalties, before temperature and filters) for each row."""
+        self._penalize(logits, sequences)
+        token_ids, logprobs, log_total = self._greedy(logits)
+        drawn = [row for row, sequence in enumerate(sequences) if sequence.sampling.do_sample]
+        if drawn:
+            full = self._gather(logits[drawn])
+            chosen = torch.tensor(
+                [self._draw(full[i], sequences[row]) for i, row in enumerate(drawn)], device=logits.device
+            )
+            self.parallel.broadcast(chosen)
+            token_ids[drawn] = chosen
+            logprobs[drawn] = full.gather(1, chosen.unsqueeze(1)).squeeze(1) - log_total[drawn]
+        return token_ids.tolist(), logprobs.tolist()
+
+    def _greedy(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """→ best token ids [num_rows], their log-probabilities, and the log of the sum of all exponentials."""
+        value, index = logits.max(dim=1)
+        total = torch.logsumexp(logits, dim=1)
+        # float64 holds every token id exactly, so that one gather carries all three.
+        local = torch.stack([value.double(), (index + self.rows.start).double(), total.double()])
+        values, ids, totals = self.parallel.all_gather(local).unbind(1)  # [world_size, num_rows] each
+        best = values.argmax(dim=0, keepdim=True)  # the lowest rank on a tie, as one rank's argmax takes the lowest id
+        log_total = torch.logsumexp(totals, dim=0)
+        logprobs = values.gather(0, best).squeeze(0) - log_total
+        return ids.gather(0, best).squeeze(0).long(), logprobs.float(), log_total.float()
+
+    def _penalize(self, logits: torch.Tensor, sequences: list[SequenceState]) -> None:
+        """Repetition penalty (Keskar et al. 2019, arXiv:1909.05858): tokens seen before get less likely, once each."""
+        for row, sequence in enumerate(sequences):
+            penalty = sequence.sampling.repetition_penalty
+            if penalty == 1.0:
+                continue
+            seen = torch.tensor(sorted(set(sequence.token_ids)), device=logits.device) - self.rows.start
+            seen = seen[(seen >= 0) & (seen < logits.shape[1])]
+            scores = logits[row, seen]
+            logits[row, seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+
+    def _gather(self, logits: torch.Tensor) -> torch.Tensor:
+        """[num_rows, vocab_size_local] → [num_rows, vocab_size]; the last ranks' parts may be shorter."""
+        if self.parallel.world_size == 1:
+            return logits
+        share = -(-self.vocab_size // self.parallel.world_size)
+        padded = torch.nn.functional.pad(logits, (0, share - logits.shape[1]))
+        return torch.cat(self.parallel.all_gather(padded).unbind(0), dim=1)[:, : self.vocab_size]
+
+    def _draw(self, logits: torch.Tensor, sequence: SequenceState) -> int:
+        """logits [vocab_size] of one row. Ranks other than the first take part in the gather and wait for its choice."""
+        if not self.parallel.is_first:
+            return 0
+        filtered = filter_logits(logits, sequence.sampling)
+        cumulative = torch.softmax(filtered.double(), dim=0).cumsum(0)
+        threshold = uniform(sequence.sampling.seed, len(sequence.token_ids)) * cumulative[-1]
+        chosen = int(torch.searchsorted(cumulative, threshold, right=True))
+        last = int(filtered.isfinite().nonzero()[-1])  # the threshold may round up to the very end
+        return min(chosen, last)
+
+
+def filter_logits(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Temperature, then top-k, then top-p, in the order of transformers' warpers; what is filtered out becomes -inf."""
+    logits = logits / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < logits.shape[0]:
+        smallest_kept = logits.topk(sampling.top_k).values[-1]
+        logits = logits.masked_fill(logits < smallest_kept, -math.inf)
+    if sampling.top_p is not None:
+        ordered, order = logits.sort(descending=True)
+        probabilities = ordered.softmax(dim=0)
+        before = probabilities.cumsum(0) - probabilities  # what more likely tokens cover together
+        logits = logits.index_fill(0, order[before >= sampling.top_p], -math.inf)
+    return logits
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) for the token at `position`: a pure function, so that no batch, rank or restart changes it.
+
+    splitmix64's finalizer (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators") over both.
+    """
+    state = _mix((_mix(seed) + (position + 1) * 0x9E3779B97F4A7C15) % 2**64)
+    return (state >> 11) / 2**53
+
+
+def _mix(x: int) -> int:
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    return x ^ (x >> 31)

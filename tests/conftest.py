@@ -1,0 +1,28 @@
+"""Fixtures that several suites share: the embedded model, tiny random ones, and shard processes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from shard_processes import ShardProcesses
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def embedded_model() -> Path:
+    return REPOSITORY / "models" / "tiny-bloom"
+
+
+@pytest.fixture(scope="session")
+def random_bloom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tiny_models import save_random_bloom
+
+    return save_random_bloom(tmp_path_factory.mktemp("random-bloom"))
+
+
+@pytest.fixture(scope="module")
+def shard_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ShardProcesses]:
+    """Starts shard groups on demand and stops them all after the module."""
+    with ShardProcesses(tmp_path_factory.mktemp("sockets")) as processes:
+        yield processes

@@ -1,0 +1,69 @@
+"""A model's name becomes a folder."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from text_generation_launcher.download import local_folder, needs_child, wait_for_folder
+from text_generation_launcher.process import Child, LaunchError
+
+
+def never() -> bool:
+    return False
+
+
+def program(source: str) -> Child:
+    return Child("download", [sys.executable, "-S", "-c", source], os.environ, json_output=False)
+
+
+def test_a_folder_is_used_in_place(tmp_path: Path) -> None:
+    assert local_folder(str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize("model_id", ["gpt2", "bigscience/bloom-560m"])
+def test_a_name_is_left_to_the_hub(model_id: str) -> None:
+    assert local_folder(model_id) is None
+
+
+@pytest.mark.parametrize("model_id", ["./gone", "/gone", "~/gone", "../gone", "models/tiny/gone"])
+def test_a_path_that_does_not_exist_is_no_name_on_the_hub(model_id: str) -> None:
+    with pytest.raises(LaunchError, match="no such folder"):
+        local_folder(model_id)
+
+
+def test_a_file_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(LaunchError, match="is a file"):
+        local_folder(str(tmp_path / "model.safetensors"))
+
+
+def test_only_hub_names_and_bin_files_need_the_child(tmp_path: Path) -> None:
+    assert needs_child(None)
+    assert not needs_child(tmp_path)
+    (tmp_path / "pytorch_model.bin").touch()
+    assert needs_child(tmp_path)
+
+
+def test_the_last_line_of_the_child_is_the_folder() -> None:
+    child = lambda: program("import sys; print('hello'); print('/a/b'); print('100%', file=sys.stderr)")  # noqa: E731
+    assert wait_for_folder(child, never, never) == Path("/a/b")
+
+
+def test_a_child_that_fails_gives_its_error() -> None:
+    child = lambda: program("import sys; print('Error: no such model', file=sys.stderr); sys.exit(1)")  # noqa: E731
+    with pytest.raises(LaunchError, match="exit code 1: Error: no such model"):
+        wait_for_folder(child, never, never)
+
+
+def test_a_stop_during_the_download_ends_the_child() -> None:
+    started: list[Child] = []
+
+    def child() -> Child:
+        started.append(program("import time; time.sleep(60)"))
+        return started[0]
+
+    with pytest.raises(LaunchError, match="SIGTERM"):
+        wait_for_folder(child, lambda: True, never)
+    assert started[0].returncode is not None

@@ -1,0 +1,114 @@
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import aiohttp
+import pytest
+
+import tiny_tokenizers
+from fake_engine import FakeEngine
+from text_generation_router.__main__ import run_until_signal
+from text_generation_router.app import build_app
+from text_generation_router.config import RouterConfig
+from text_generation_router.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    return tiny_tokenizers.save(tiny_tokenizers.byte_level(), tmp_path)
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def run_router(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "text_generation_router", "--hostname", "127.0.0.1", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30)
+
+
+def test_a_port_in_use_is_one_line_and_exit_code_1(model_folder):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        finished = run_router("--tokenizer-path", model_folder, "--port", port)
+    assert finished.returncode == 1
+    last = finished.stderr.splitlines()[-1]
+    assert last.startswith(f"Error: cannot listen on 127.0.0.1:{port}: ") and last.endswith("address already in use")
+    assert "Traceback" not in finished.stderr
+
+
+def test_a_folder_without_a_tokenizer_is_one_line_and_exit_code_1(tmp_path):
+    finished = run_router("--tokenizer-path", str(tmp_path / "nowhere"))
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("Error: there is no tokenizer.json in ") and finished.stderr.count("\n") == 1
+
+
+async def test_the_port_answers_before_the_shards_do_and_sigterm_ends_with_code_0(model_folder, port, tmp_path):
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "text_generation_router", "--hostname", "127.0.0.1", "--port", str(port),
+        "--tokenizer-path", model_folder, "--shard-uds-path", str(tmp_path / "no-shards"),
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(20), aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+            response = await first_answer(session, "/health")
+            assert (response.status, (await response.json())["error"]) == (503, "unhealthy: waiting for shards")
+            process.terminate()
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
+async def first_answer(session: aiohttp.ClientSession, path: str) -> aiohttp.ClientResponse:
+    while True:
+        try:
+            return await session.get(path)
+        except aiohttp.ClientConnectorError:
+            await asyncio.sleep(0.05)
+
+
+async def stopped_while_running(model_folder: str, port: int, grace_seconds: float, finish_after: float):
+    """The status of a request that runs when SIGTERM comes, and how long the server took to return after that."""
+    engine = FakeEngine(Tokenizer(model_folder, num_workers=1), [5, 2])
+    engine.goes_on = asyncio.Event()
+    config = RouterConfig("", hostname="127.0.0.1", port=port, graceful_termination_timeout=grace_seconds)
+    server = asyncio.create_task(run_until_signal(build_app(config, engine, engine.tokenizer), config))
+    await asyncio.sleep(0.1)
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+        request = asyncio.create_task(session.post("/generate", json={"inputs": "a"}))
+        while not engine.streams:
+            await asyncio.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        start_seconds = time.monotonic()
+        asyncio.get_running_loop().call_later(finish_after, engine.goes_on.set)
+        await asyncio.sleep(0.1)
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await session.get("/health")  # on a connection of its own: the request still holds the other one
+        answers = await asyncio.gather(request, return_exceptions=True)
+        await asyncio.wait_for(server, 10)
+    assert engine.calls[-1] == "stop" and engine.streams[0].num_cancels == 1
+    return answers[0], time.monotonic() - start_seconds
+
+
+async def test_a_running_request_finishes_after_sigterm_while_new_ones_are_not_accepted(model_folder, port):
+    answer, seconds = await stopped_while_running(model_folder, port, grace_seconds=5, finish_after=0.5)
+    assert answer.status == 200 and seconds < 2
+
+
+async def test_a_request_may_use_most_of_the_grace(model_folder, port):
+    answer, _ = await stopped_while_running(model_folder, port, grace_seconds=1, finish_after=0.8)
+    assert answer.status == 200
+
+
+async def test_a_request_that_outlasts_the_grace_is_cut_off(model_folder, port):
+    answer, seconds = await stopped_while_running(model_folder, port, grace_seconds=0.5, finish_after=60)
+    assert isinstance(answer, aiohttp.ClientError) and 0.4 < seconds < 1.5
