@@ -124,7 +124,7 @@ def train_step(model: BloomForCausalLM, optimizer: torch.optim.AdamW, batch: tor
 
 def train(model: BloomForCausalLM, ids: torch.Tensor, held_out: torch.Tensor, args: argparse.Namespace) -> None:
     """Train `model` in place on `ids` (tokens,) and leave it at its best checkpoint on `held_out` (tokens,)."""
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.1, fused=True)
     best_loss, best_state, stale = math.inf, model.state_dict(), 0
     losses: list[float] = []
     started = time.monotonic()
@@ -192,9 +192,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--text", type=Path, required=True, metavar="FILE", help="UTF-8 text; its end is held out")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "tiny-bloom", help="folder to write")
-    parser.add_argument("--steps", type=int, default=2200, help=f"most steps, of {TOKENS_PER_STEP} tokens each")
-    parser.add_argument("--minutes", type=float, default=13.5, help="most minutes of training, evaluations included")
-    parser.add_argument("--eval-every", type=int, default=275, help="steps between two held-out losses")
+    parser.add_argument("--steps", type=int, default=2400, help=f"most steps, of {TOKENS_PER_STEP} tokens each")
+    parser.add_argument("--minutes", type=float, default=18.0, help="most minutes of training, evaluations included")
+    parser.add_argument("--eval-every", type=int, default=400, help="steps between two held-out losses")
     parser.add_argument("--patience", type=int, default=3, help="held-out losses without a gain before stopping")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--dropout", type=float, default=0.1, help="dropout of each layer's outputs while training")

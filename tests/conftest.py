@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from shard_processes import ShardProcesses
 
 REPOSITORY = Path(__file__).parent.parent

@@ -6,8 +6,10 @@ In: token ids, and how the script goes wrong or waits. Out: the interface of `te
 import asyncio
 from collections.abc import AsyncIterator
 
-from text_generation_router.engine import Limits, Model, TokenEvent
+from text_generation_router.engine import Limits
 from text_generation_router.sequence import Request, Sequence
+from text_generation_router.shards import Model
+from text_generation_router.stream import TokenEvent
 from text_generation_router.tokenizer import Tokenizer
 
 MODEL = Model(
@@ -46,6 +48,9 @@ class FakeEngine:
 
     async def stop(self, grace_seconds: float) -> None:
         self.calls.append("stop")
+
+    async def wait_failed(self) -> None:
+        await asyncio.Event().wait()
 
     def submit(self, request: Request) -> "FakeStream":
         if self.refusal:

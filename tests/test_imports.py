@@ -42,9 +42,9 @@ ROUTER_ROWS = [
     {"validation", "sse"},
     {"schema", "chat_template"},
     {"engine"},
-    {"shards", "tokenizer"},
-    {"scheduler", "detokenizer", "stopping"},
-    {"block_manager"},
+    {"shards", "stream"},
+    {"scheduler", "tokenizer", "stopping"},
+    {"block_manager", "detokenizer"},
     {"sequence"},
     {"errors", "metrics", "config"},
 ]

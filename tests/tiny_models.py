@@ -11,7 +11,13 @@ SPECIAL_TOKENS = {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3}
 
 
 def save_random_bloom(
-    folder: Path, num_heads: int = 8, num_layers: int = 3, head_dim: int = 8, vocab_size: int = 300, seed: int = 0
+    folder: Path,
+    num_heads: int = 8,
+    num_layers: int = 3,
+    head_dim: int = 8,
+    vocab_size: int = 300,
+    seed: int = 0,
+    initializer_range: float = 0.3,
 ) -> Path:
     """Weights drawn wide enough that greedy answers are not one repeated token."""
     torch.manual_seed(seed)
@@ -23,7 +29,7 @@ def save_random_bloom(
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=3,
-        initializer_range=0.3,
+        initializer_range=initializer_range,
     )
     BloomForCausalLM(config).save_pretrained(folder)
     save_byte_tokenizer(folder)

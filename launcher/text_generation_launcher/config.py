@@ -34,7 +34,7 @@ class LauncherConfig:
         "divide the model's number of heads. Unset: the visible GPUs, else 1.",
     )
     sharded: bool | None = flag(
-        None, help="Split over all visible GPUs, and fail if there are fewer than 2. --no-sharded: one shard."
+        None, help="Split over all visible GPUs, and fail if there are fewer than 2. false: one shard."
     )
     quantize: str | None = same_as(ShardConfig, "quantize")
     dtype: str | None = same_as(ShardConfig, "dtype")

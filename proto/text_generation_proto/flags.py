@@ -66,7 +66,7 @@ def to_argv(config: Any) -> list[str]:
         value = getattr(config, field.name)
         if field.metadata["positional"]:
             argv.insert(0, str(value))
-        elif isinstance(value, bool):
+        elif isinstance(value, bool) and isinstance(field.default, bool):
             argv += [] if value == field.default else [_option(field) if value else f"--no-{_option(field)[2:]}"]
         elif value is not None and value != field.default:
             argv += [_option(field), str(value)]
@@ -84,7 +84,9 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], va
         return
     names = [name for name in (metadata["short"], _option(field)) if name]
     help_text = f"{metadata['help']} [env: {env_name(field)}]{_default_text(field)}".replace("%", "%%")
-    if value_type is bool:
+    if value_type is bool and field.default is None:  # may also be said as `--flag true`, as the original has it
+        parser.add_argument(*names, type=_read_bool, nargs="?", const=True, metavar="BOOL", help=help_text)
+    elif value_type is bool:
         parser.add_argument(*names, action=argparse.BooleanOptionalAction, default=None, help=help_text)
     else:
         parser.add_argument(

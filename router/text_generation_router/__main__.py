@@ -9,11 +9,13 @@ import asyncio
 import logging
 import signal
 import sys
+from collections.abc import Coroutine
+from typing import Any
 
 from aiohttp import web
 
 from text_generation_proto import flags, logs
-from text_generation_router.app import build_app
+from text_generation_router.app import ENGINE, build_app
 from text_generation_router.config import RouterConfig
 from text_generation_router.engine import Engine
 from text_generation_router.errors import ConfigurationError
@@ -59,10 +61,20 @@ async def run_until_signal(app: web.Application, config: RouterConfig) -> None:
     await runner.setup()
     try:
         await _listen(runner, config)
-        await stopping.wait()
+        await _first_of(stopping.wait(), app[ENGINE].wait_failed())
         logger.info("stopping grace_seconds=%g", config.graceful_termination_timeout)
     finally:
         await runner.cleanup()
+
+
+async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:
+    """Returns with the first that returns, raises what the first that fails raises."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    for task in done:
+        task.result()
 
 
 async def _listen(runner: web.AppRunner, config: RouterConfig) -> None:

@@ -16,11 +16,12 @@ from aiohttp import web
 
 from text_generation_router import schema
 from text_generation_router.config import RouterConfig
-from text_generation_router.engine import Engine, GenerationStream, Limits, TokenEvent
+from text_generation_router.engine import Engine, Limits
 from text_generation_router.errors import NotReady, Unhealthy
 from text_generation_router.sequence import Request
 from text_generation_router.shards import Model
 from text_generation_router.sse import EventStream
+from text_generation_router.stream import GenerationStream, TokenEvent
 from text_generation_router.validation import Validation
 
 logger = logging.getLogger(__name__)

@@ -66,8 +66,6 @@ class RouterConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be > 0. Given: {value}")
-        if self.max_input_tokens is not None and self.max_total_tokens is not None:
-            if not 0 < self.max_input_tokens < self.max_total_tokens:
-                raise ValueError(
-                    f"`max_input_tokens` ({self.max_input_tokens}) must be < `max_total_tokens` ({self.max_total_tokens})"
-                )
+        most_input, most_total = self.max_input_tokens, self.max_total_tokens
+        if most_input is not None and not 0 < most_input < (most_total or most_input + 1):
+            raise ValueError(f"`max_input_tokens` ({most_input}) must be < `max_total_tokens` ({most_total})")

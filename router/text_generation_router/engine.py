@@ -9,22 +9,20 @@ import dataclasses
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator
 
 from text_generation_router.block_manager import BlockManager
 from text_generation_router.config import RouterConfig
-from text_generation_router.errors import GenerationFailed, NotReady, Overloaded, RequestError
+from text_generation_router.errors import GenerationFailed, InternalError, NotReady, Overloaded
 from text_generation_router.scheduler import Scheduler
 from text_generation_router.sequence import Request, Sequence
 from text_generation_router.shards import Model, ShardGroup, ShardsLost, StepResult
 from text_generation_router.stopping import StoppingCriteria
+from text_generation_router.stream import GenerationStream
 from text_generation_router.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 PIPELINE_DEPTH = 2  # one step runs, the next one is there when it ends
-CUDA_BATCH_TOKENS = 4096
-CPU_BATCH_TOKENS = 512
 RECONNECT_SECONDS = 0.2
 MAX_CRASHES = 3  # a request that was being computed in this many crashes is taken for their cause
 
@@ -35,73 +33,6 @@ class Limits:
 
     max_input_tokens: int
     max_total_tokens: int
-
-
-@dataclasses.dataclass(slots=True)
-class TokenEvent:
-    """One generated token. The last one of a stream has `finish_reason` and `generated_text`."""
-
-    token_id: int
-    text: str
-    logprob: float
-    special: bool
-    finish_reason: str | None = None
-    generated_text: str | None = None
-
-
-class GenerationStream:
-    """The tokens of one request as they come. Whoever holds it calls `cancel` when done with it, however that came."""
-
-    def __init__(self, engine: "Engine", sequence: Sequence, criteria: StoppingCriteria, tokenizer: Tokenizer) -> None:
-        self.sequence = sequence
-        self._engine = engine
-        self._criteria = criteria
-        self._tokenizer = tokenizer
-        self._detokenizer = tokenizer.detokenizer()
-        self._text = ""
-        self._finish_reason: str | None = None
-        self._events: asyncio.Queue[TokenEvent | RequestError] = asyncio.Queue()
-
-    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
-        """
-        Raises:
-            RequestError: the generation failed.
-        """
-        finish_reason = None
-        while finish_reason is None:
-            event = await self._events.get()
-            if isinstance(event, RequestError):
-                raise event
-            yield event
-            finish_reason = event.finish_reason
-
-    def cancel(self) -> None:
-        self._engine.release(self)
-
-    @property
-    def queue_seconds(self) -> float:
-        """How long the request waited until its first step was made, or has been waiting."""
-        return (self.sequence.first_scheduled_seconds or time.monotonic()) - self.sequence.arrival_seconds
-
-    def ends_by_token(self, token_id: int) -> bool:
-        self._finish_reason = self._criteria.ends_by_token(token_id)
-        return self._finish_reason is not None
-
-    def push(self, token_id: int, logprob: float) -> bool:
-        """Text for a token, out to the reader. Returns whether a stop sequence ended the generation."""
-        special = token_id in self._tokenizer.special_token_ids
-        piece = "" if special else self._detokenizer.push(token_id)
-        if self._finish_reason is not None:
-            piece += self._detokenizer.flush()
-        piece, stopped = self._criteria.push_text(piece)
-        self._text += piece
-        reason = stopped or self._finish_reason
-        text = self._tokenizer.token_text(token_id) if special else piece
-        self._events.put_nowait(TokenEvent(token_id, text, logprob, special, reason, self._text if reason else None))
-        return stopped is not None
-
-    def fail(self, error: RequestError) -> None:
-        self._events.put_nowait(error)
 
 
 class Engine:
@@ -146,29 +77,43 @@ class Engine:
             raise Overloaded()
         sequence = Sequence(next(self._ids), request)
         criteria = StoppingCriteria(request.max_new_tokens, self.model.eos_token_ids, request.stop)
-        stream = GenerationStream(self, sequence, criteria, self._tokenizer)
+        stream = GenerationStream(sequence, criteria, self._tokenizer, on_cancel=self._release)
         self._streams[sequence.id] = stream
         self._scheduler.add(sequence)
         self._wake.set()
         return stream
 
-    def release(self, stream: GenerationStream) -> None:
+    async def wait_failed(self) -> None:
+        """Never returns; raises what ended the loop, if anything ever does. That would be a bug, and the process's end."""
+        assert self._loop_task is not None, "waited for before it was started: this is a bug"
+        await asyncio.shield(self._loop_task)
+
+    def _release(self, stream: GenerationStream) -> None:
         """The reader is done: a sequence that still runs is dropped with the next step. Does nothing the second time."""
         if self._streams.pop(stream.sequence.id, None) and self._scheduler:
             self._scheduler.finish(stream.sequence)
             self._wake.set()
 
     async def _run(self) -> None:
-        while True:
-            shards = await self._connect()
-            try:
-                await self._drive(shards)
-            except ShardsLost as error:
-                logger.error("shards lost reason=%s requests=%d", error, len(self._streams))
-                self.status = "waiting for shards to come back"
-                self._interrupt()
-            finally:
-                await shards.close()
+        try:
+            while True:
+                await self._serve(await self._connect())
+        except Exception:
+            self.status = "failed"
+            for stream in self._streams.values():
+                stream.fail(InternalError())
+            raise
+
+    async def _serve(self, shards: ShardGroup) -> None:
+        """Drives these shards until they are lost."""
+        try:
+            await self._drive(shards)
+        except ShardsLost as error:
+            logger.error("shards lost reason=%s requests=%d", error, len(self._streams))
+            self.status = "waiting for shards to come back"
+            self._interrupt()
+        finally:
+            await shards.close()
 
     async def _connect(self) -> ShardGroup:
         for attempt in itertools.count():
@@ -185,8 +130,7 @@ class Engine:
 
     def _adopt(self, model: Model) -> None:
         """Sizes everything after what the shards have; what waits from before a restart goes on waiting."""
-        budget = self._config.max_batch_prefill_tokens or (CUDA_BATCH_TOKENS if model.device == "cuda" else CPU_BATCH_TOKENS)
-        budget = min(budget, model.max_batch_tokens)
+        budget = min(self._config.max_batch_prefill_tokens or model.max_batch_tokens, model.max_batch_tokens)
         self.model, self.limits = model, limits(self._config, model)
         if self._scheduler is None:
             self._scheduler = Scheduler(self._block_manager(model), budget)
@@ -220,6 +164,7 @@ class Engine:
     def _apply(self, result: StepResult) -> list[Sequence]:
         """Enters a result's tokens. What ends by its token is known now, in time for the next step."""
         assert self._scheduler is not None
+        assert result.step_id == self._scheduler.in_flight[0].id, "a result out of order: this is a bug"
         if result.error:
             for sequence in self._scheduler.fail():
                 self._streams[sequence.id].fail(GenerationFailed(f"Server error: {result.error}"))

@@ -17,7 +17,11 @@ from text_generation_router import scheduler
 from text_generation_router.errors import RouterError
 from text_generation_router.sequence import SamplingParameters
 
-GRPC_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+GRPC_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel to a socket must not wait out the back-off of the last one
+]
 
 
 class ShardsLost(RouterError):
@@ -137,8 +141,9 @@ class ShardGroup:
         reason = "closed the stream"
         try:
             async for message in client.stream:
-                self._results.append(_step_result(message))
-                self._on_news()
+                if client.rank == 0:  # the others repeat its errors
+                    self._results.append(_step_result(message))
+                    self._on_news()
         except grpc.aio.AioRpcError as error:
             reason = f"is gone: {error.details() or error.code().name}"
         self._lost = self._lost or ShardsLost(f"shard rank {client.rank} {reason}")

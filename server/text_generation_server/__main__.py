@@ -39,7 +39,7 @@ def main() -> None:
 
 def _serve(config: ShardConfig) -> int:
     logs.configure(f"shard rank={config.rank}" if config.world_size > 1 else "shard", config.json_output)
-    from text_generation_server.download import DownloadError, download_weights
+    from text_generation_server.download import download_weights
     from text_generation_server.errors import ShardError
     from text_generation_server.runner import load_runner
     from text_generation_server.service import serve
@@ -47,19 +47,20 @@ def _serve(config: ShardConfig) -> int:
     try:
         runner = load_runner(config, download_weights(config.model_id, config.revision))
         return asyncio.run(serve(config, runner))
-    except (ShardError, DownloadError) as error:
+    except ShardError as error:
         logging.getLogger(__name__).error("Error: %s", error)
         return 1
 
 
 def _download(model_id: str, revision: str | None) -> int:
     logs.configure("download", json_output=False)
-    from text_generation_server.download import DownloadError, download_weights
+    from text_generation_server.download import download_weights
+    from text_generation_server.errors import ShardError
 
     try:
         print(download_weights(model_id, revision))
         return 0
-    except DownloadError as error:
+    except ShardError as error:
         logging.getLogger(__name__).error("Error: %s", error)
         return 1
 

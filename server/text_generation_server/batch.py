@@ -100,9 +100,11 @@ class Batch:
             context_lengths=[work.start + work.length for _, work in ordered],
             num_decodes=len(decodes),
         )
-        sampled = [sequence for sequence, work in ordered if work.sample]
         return cls(
-            torch.tensor(token_ids, device=device), context, torch.tensor(sampled_rows, device=device, dtype=torch.long), sampled
+            token_ids=torch.tensor(token_ids, device=device),
+            context=context,
+            sampled_rows=torch.tensor(sampled_rows, device=device, dtype=torch.long),
+            sampled=[sequence for sequence, work in ordered if work.sample],
         )
 
 

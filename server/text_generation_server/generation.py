@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Iterator
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from text_generation_proto.shard_pb2 import GenerateRequest, GenerateResponse, Step
 from text_generation_server.batch import Sampling
@@ -24,25 +23,33 @@ class _Row:
 
     index: int
     token_ids: list[int]
-    block_ids: list[int]
+    block_ids: range
     num_computed: int = 0
-    num_generated: int = 0
-    text: str = ""
+    num_prompt_tokens: int = dataclasses.field(init=False)
     finish_reason: str = ""
-    stream: DecodeStream = dataclasses.field(default_factory=lambda: DecodeStream(skip_special_tokens=True))
+    num_characters_sent: int = 0
+
+    def __post_init__(self) -> None:
+        self.num_prompt_tokens = len(self.token_ids)
+
+    @property
+    def generated(self) -> list[int]:
+        return self.token_ids[self.num_prompt_tokens :]
 
 
 class Generation:
     def __init__(self, request: GenerateRequest, runner: Runner, tokenizer: Tokenizer) -> None:
         """
         Raises:
-            StepError: empty inputs, a parameter out of range, or more tokens than the KV cache holds.
+            StepError: empty inputs or stop sequences, a parameter out of range, or more tokens than the KV cache holds.
         """
         self.request = request
         self.runner = runner
         self.tokenizer = tokenizer
         self.max_new_tokens = request.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
         Sampling.from_proto(request.sampling)
+        if not all(request.stop):
+            raise StepError("stop sequences cannot be empty")
         self.rows = self._rows(list(request.inputs))
 
     def steps(self) -> Iterator[list[GenerateResponse]]:
@@ -67,7 +74,9 @@ class Generation:
         for index, text in enumerate(inputs):
             token_ids = self.tokenizer.encode(text).ids
             num_blocks = -(-(len(token_ids) + self.max_new_tokens) // self.runner.block_size)
-            rows.append(_Row(index, token_ids, list(range(next_block, next_block + num_blocks))))
+            if not token_ids:
+                raise StepError("inputs cannot be empty")
+            rows.append(_Row(index, token_ids, range(next_block, next_block + num_blocks)))
             next_block += num_blocks
         if next_block > self.runner.num_blocks:
             raise StepError(f"inputs and max_new_tokens need {next_block} KV blocks, there are {self.runner.num_blocks}")
@@ -97,18 +106,19 @@ class Generation:
 
     def _respond(self, row: _Row, token_id: int, logprob: float) -> GenerateResponse:
         row.token_ids.append(token_id)
-        row.num_generated += 1
-        piece = row.stream.step(self.tokenizer, token_id) or ""
-        row.text += piece
-        response = GenerateResponse(index=row.index, token_id=token_id, text=piece, logprob=logprob)
-        if reason := self._finish_reason(row, token_id):
-            row.finish_reason = reason
-            response.finish_reason, response.generated_text = reason, row.text
+        text = self.tokenizer.decode(row.generated)
+        row.finish_reason = self._finish_reason(row, token_id, text)
+        response = GenerateResponse(index=row.index, token_id=token_id, logprob=logprob, finish_reason=row.finish_reason)
+        if row.finish_reason or not text.endswith("\ufffd"):  # half a character waits for its other half, or for the end
+            response.text = text[row.num_characters_sent :]
+            row.num_characters_sent = len(text)
+        if row.finish_reason:
+            response.generated_text = text
         return response
 
-    def _finish_reason(self, row: _Row, token_id: int) -> str:
+    def _finish_reason(self, row: _Row, token_id: int, text: str) -> str:
         if token_id in self.runner.folder.eos_token_ids:
             return "eos_token"
-        if any(stop in row.text for stop in self.request.stop):
+        if any(stop in text for stop in self.request.stop):
             return "stop_sequence"
-        return "length" if row.num_generated == self.max_new_tokens else ""
+        return "length" if len(row.generated) == self.max_new_tokens else ""

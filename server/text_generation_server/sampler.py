@@ -80,7 +80,8 @@ class Sampler:
 
 def filter_logits(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Temperature, then top-k, then top-p, in the order of transformers' warpers; what is filtered out becomes -inf."""
-    logits = logits / sampling.temperature
+    # At most 0, and no temperature whose inverse is inf: nothing overflows, and the best token stays at 0.
+    logits = (logits - logits.max()) / max(sampling.temperature, 1e-30)
     if sampling.top_k is not None and sampling.top_k < logits.shape[0]:
         smallest_kept = logits.topk(sampling.top_k).values[-1]
         logits = logits.masked_fill(logits < smallest_kept, -math.inf)

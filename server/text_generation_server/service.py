@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
@@ -100,9 +100,11 @@ class ShardService(shard_pb2_grpc.ShardServicer):
             try:
                 tokenizer = self._tokenizer()
                 steps = Generation(request, self.runner, tokenizer).steps()
-                async for responses in self._on_device_thread(steps):
-                    for response in responses if self.config.rank == 0 else ():
-                        yield response
+                # Closed before the reset below: what is left of the batch must run while its sequences are known.
+                async with contextlib.aclosing(self._on_device_thread(steps)) as batches:
+                    async for responses in batches:
+                        for response in responses if self.config.rank == 0 else ():
+                            yield response
             except StepError as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             except ModelError as error:
@@ -136,7 +138,7 @@ class ShardService(shard_pb2_grpc.ShardServicer):
         finally:
             pending.put_nowait(None)
 
-    async def _on_device_thread(self, steps: Iterator[list[GenerateResponse]]) -> AsyncIterator[list[GenerateResponse]]:
+    async def _on_device_thread(self, steps: Iterator[list[GenerateResponse]]) -> AsyncGenerator[list[GenerateResponse], None]:
         """A client that goes away must not stop one rank earlier than another: with several, the batch runs to its end."""
         loop = asyncio.get_running_loop()
         try:

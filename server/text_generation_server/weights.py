@@ -80,9 +80,9 @@ def _weight_files(folder: Path) -> list[Path]:
         return files
     try:
         names = set(json.loads(index.read_text())["weight_map"].values())
-    except (ValueError, KeyError, AttributeError) as error:
+        files = [folder / name for name in sorted(names)]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"{index} is no index of weight files: {error}") from error
-    files = [folder / name for name in sorted(names)]
     missing = [file.name for file in files if not file.exists()]
     if missing:
         raise ModelError(f"{folder} lacks {len(missing)} of the files that its index names, such as {missing[0]}")

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 from reference import Answer, Reference, compare
+
 from shard_processes import ShardProcesses
 from text_generation_router.config import RouterConfig
-from text_generation_router.engine import Engine, GenerationStream, TokenEvent
+from text_generation_router.engine import Engine
 from text_generation_router.sequence import Request, SamplingParameters
+from text_generation_router.stream import GenerationStream, TokenEvent
 from text_generation_router.tokenizer import Tokenizer
 
 NUM_REQUESTS = 32

@@ -85,7 +85,7 @@ def test_a_mistake_is_one_line_and_status_2(argv: list[str], message: str, capsy
         (["--num-shard", "2"], 0, 2),
         (["--num-shard", "2"], 8, 2),
         (["--sharded"], 4, 4),
-        (["--no-sharded"], 4, 1),
+        (["--sharded", "false"], 4, 1),
     ],
 )
 def test_the_number_of_shards_follows_flags_then_gpus(argv: list[str], num_gpus: int, world_size: int) -> None:

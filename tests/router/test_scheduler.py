@@ -1,0 +1,454 @@
+"""The scheduler's decisions one by one, then against a FakeDevice with everything at random."""
+
+import collections
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from fakes import FakeDevice, answer
+from text_generation_proto import shard_pb2
+from text_generation_router.block_manager import BlockManager
+from text_generation_router.scheduler import Scheduler, Step
+from text_generation_router.sequence import Request, Sequence, Status
+
+BLOCK_SIZE = 4
+
+
+def scheduler(num_blocks: int = 20, max_batch_tokens: int = 16, prefix_caching: bool = True) -> Scheduler:
+    return Scheduler(BlockManager(num_blocks, BLOCK_SIZE, prefix_caching), max_batch_tokens)
+
+
+def add(scheduler: Scheduler, sequence_id: int, token_ids: list[int], max_new_tokens: int = 10) -> Sequence:
+    sequence = Sequence(sequence_id, Request(token_ids, max_new_tokens))
+    scheduler.add(sequence)
+    return sequence
+
+
+def plan(step: Step | None) -> list[tuple[int, int, int, bool]]:
+    assert step is not None
+    return [(work.sequence.id, work.start, work.length, work.sample) for work in step.work]
+
+
+def apply(scheduler: Scheduler, token_id: int = 5) -> list[int]:
+    """The oldest step samples `token_id` everywhere; those that got it and have all they wanted are finished."""
+    sampled = {work.sequence.id: token_id for work in scheduler.in_flight[0].work if work.sample}
+    extended = scheduler.apply(sampled)
+    for sequence in extended:
+        if sequence.num_generated == sequence.request.max_new_tokens:
+            scheduler.finish(sequence)
+    return [sequence.id for sequence in extended]
+
+
+def run(scheduler: Scheduler) -> None:
+    """Until there is nothing left to do."""
+    while scheduler.schedule() or scheduler.in_flight:
+        apply(scheduler)
+
+
+def test_with_nothing_to_do_there_is_no_step():
+    assert scheduler().schedule() is None
+
+
+def test_prompts_share_the_budget_in_order_of_arrival_and_the_last_one_is_cut():
+    idle = scheduler(max_batch_tokens=10)
+    for number in range(3):
+        add(idle, number, [number] * 6)
+    step = idle.schedule()
+    assert plan(step) == [(0, 0, 6, True), (1, 0, 4, False)]
+    assert [sequence.id for sequence in step.add] == [0, 1]
+    assert plan(idle.schedule()) == [(0, 6, 1, True), (1, 4, 2, True), (2, 0, 6, True)]
+
+
+def test_a_running_sequence_gets_its_token_before_any_prompt():
+    busy = scheduler(max_batch_tokens=5)
+    add(busy, 0, [1, 2])
+    busy.schedule()
+    add(busy, 1, [3] * 20)
+    assert plan(busy.schedule()) == [(0, 2, 1, True), (1, 0, 4, False)]
+    assert plan(busy.schedule()) == [(0, 3, 1, True), (1, 4, 4, False)]
+
+
+def test_when_the_budget_is_smaller_than_the_batch_the_oldest_go_first():
+    busy = scheduler(max_batch_tokens=2)
+    for number in range(3):
+        add(busy, number, [number], max_new_tokens=3)
+    assert plan(busy.schedule()) == [(0, 0, 1, True), (1, 0, 1, True)]
+    for _ in range(2):
+        assert plan(busy.schedule()) == [(0, busy.in_flight[-1].id, 1, True), (1, busy.in_flight[-1].id, 1, True)]
+    assert plan(busy.schedule()) == [(2, 0, 1, True)]
+
+
+def test_steps_are_made_ahead_of_results():
+    busy = scheduler()
+    sequence = add(busy, 0, [1, 2, 3])
+    steps = [busy.schedule() for _ in range(3)]
+    assert [step.id for step in steps] == [0, 1, 2]
+    assert [plan(step) for step in steps] == [[(0, 0, 3, True)], [(0, 3, 1, True)], [(0, 4, 1, True)]]
+    assert (sequence.num_pending, sequence.num_generated) == (3, 0)
+    assert apply(busy, 9) == [0] and sequence.token_ids == [1, 2, 3, 9] and sequence.num_pending == 2
+
+
+def test_no_work_is_made_beyond_the_last_token():
+    busy = scheduler()
+    add(busy, 0, [1, 2, 3], max_new_tokens=2)
+    assert [plan(busy.schedule()) for _ in range(2)] == [[(0, 0, 3, True)], [(0, 3, 1, True)]]
+    assert busy.schedule() is None
+    apply(busy)
+    assert busy.schedule() is None
+    apply(busy)
+    step = busy.schedule()
+    assert step.drop == [0] and not step.work
+
+
+def test_a_request_for_one_token_takes_one_step():
+    busy = scheduler()
+    add(busy, 0, [1, 2, 3], max_new_tokens=1)
+    assert plan(busy.schedule()) == [(0, 0, 3, True)]
+    assert busy.schedule() is None
+
+
+def test_a_token_that_comes_after_the_end_is_thrown_away():
+    busy = scheduler()
+    sequence = add(busy, 0, [1, 2, 3])
+    busy.schedule(), busy.schedule()
+    apply(busy)
+    busy.finish(sequence)  # as an end-of-sequence token does
+    assert apply(busy) == [] and sequence.num_generated == 1
+    assert busy.schedule().drop == [0]
+    busy.block_manager.check_integrity([])
+
+
+def test_a_finished_sequences_blocks_are_free_for_the_very_next_step():
+    busy = scheduler(num_blocks=3)
+    first = add(busy, 0, [1] * 8)
+    busy.schedule()
+    add(busy, 1, [2] * 12, max_new_tokens=1)
+    assert [work.sequence.id for work in busy.schedule().work] == [0]
+    busy.finish(first)
+    step = busy.schedule()
+    assert step.drop == [0] and plan(step) == [(1, 0, 12, True)]
+
+
+def test_a_sequence_that_waits_can_be_finished_and_leaves_nothing_to_drop():
+    busy = scheduler()
+    waiting = add(busy, 0, [1, 2])
+    busy.finish(waiting)
+    busy.finish(waiting)
+    assert waiting.finished and busy.schedule() is None
+
+
+def test_who_came_first_is_admitted_first_even_if_the_next_one_would_fit():
+    busy = scheduler(num_blocks=4)
+    add(busy, 0, [1] * 8)
+    busy.schedule()
+    add(busy, 1, [2] * 12)
+    add(busy, 2, [3])
+    assert [work.sequence.id for work in busy.schedule().work] == [0]
+
+
+def test_a_prompt_is_let_in_only_if_those_that_run_can_still_grow():
+    busy = scheduler(num_blocks=4)
+    add(busy, 0, [1] * 7)
+    busy.schedule()
+    add(busy, 1, [2] * 8)  # would take the two blocks that are left
+    assert plan(busy.schedule()) == [(0, 7, 1, True)]
+
+
+def preempting() -> tuple[Scheduler, Sequence, Sequence]:
+    """Five blocks for two sequences of 7 tokens: the third step needs a sixth. Two results are still to come."""
+    busy = scheduler(num_blocks=5)
+    first, second = add(busy, 0, [1] * 7), add(busy, 1, [2] * 7)
+    busy.schedule()
+    assert plan(busy.schedule()) == [(0, 7, 1, True), (1, 7, 1, True)]
+    return busy, first, second
+
+
+def test_the_newest_sequence_gives_way_when_blocks_run_out():
+    busy, first, second = preempting()
+    third = add(busy, 2, [3])
+    step = busy.schedule()
+    assert plan(step) == [(0, 8, 1, True)] and step.drop == [1]
+    assert (first.status, second.status, first.num_preemptions) == (Status.RUNNING, Status.WAITING, 0)
+    assert second.block_ids == [] and list(busy.waiting) == [second, third]
+    busy.block_manager.check_integrity([first])
+
+
+def test_a_preempted_sequence_is_added_again_with_all_of_its_tokens():
+    busy, first, second = preempting()
+    busy.schedule()
+    while busy.in_flight:
+        apply(busy)
+    assert second.token_ids == [2] * 7 + [5, 5]
+    busy.finish(first)
+    step = busy.schedule()
+    assert step.add == [second] and step.drop == [0]
+    assert (step.work[0].start + step.work[0].length, step.work[0].sample) == (9, True)
+    assert step.work[0].block_ids == second.block_ids
+    run(busy)
+    assert second.num_generated == 10
+
+
+def test_a_preempted_sequence_waits_for_the_token_that_is_on_its_way():
+    busy = scheduler(num_blocks=3)
+    first, second = add(busy, 0, [1] * 4), add(busy, 1, [2] * 2)
+    busy.schedule()
+    while not second.num_preemptions:
+        assert busy.schedule()
+    busy.finish(first)
+    assert second.num_pending > 0
+    while second.num_pending:
+        step = busy.schedule()
+        assert step is None or not step.work
+        apply(busy)
+    assert plan(busy.schedule()) == [(1, 0, len(second.token_ids), True)]
+
+
+def test_results_under_way_when_a_sequence_was_preempted_register_no_blocks():
+    busy = scheduler(num_blocks=4, max_batch_tokens=6)
+    first, second = add(busy, 0, [1] * 3), add(busy, 1, [2] * 8)
+    busy.schedule()  # the whole first prompt, three tokens of the second
+    apply(busy)
+    busy.schedule()
+    assert plan(busy.in_flight[-1]) == [(0, 3, 1, True), (1, 3, 5, True)]
+    while not second.num_preemptions:
+        busy.schedule()
+    while busy.in_flight:
+        apply(busy)
+        busy.block_manager.check_integrity([first])
+    probe = Sequence(9, Request([2] * 9, 1))
+    busy.block_manager.take_prefix(probe)
+    assert probe.block_ids == []
+
+
+def test_an_answer_is_cached_as_its_prompt_is():
+    busy = scheduler()
+    sequence = add(busy, 0, [1, 2, 3, 4, 5], max_new_tokens=8)
+    run(busy)
+    assert len(sequence.token_ids) == 13  # 12 of them were computed
+    follow_up = add(busy, 1, [*sequence.token_ids, 6, 7])
+    assert plan(busy.schedule()) == [(1, 12, 3, True)]
+    assert follow_up.num_cached_tokens == 12 and len(busy.in_flight[-1].work[0].block_ids) == 4
+
+
+def test_the_same_prompt_again_computes_at_least_one_token():
+    busy = scheduler()
+    add(busy, 0, [1] * 8, max_new_tokens=1)
+    run(busy)
+    add(busy, 1, [1] * 8, max_new_tokens=1)
+    assert plan(busy.schedule()) == [(1, 4, 4, True)]
+
+
+def test_without_prefix_caching_nothing_is_cached():
+    busy = scheduler(prefix_caching=False)
+    for number in range(2):
+        sequence = add(busy, number, [1] * 9)
+        assert plan(busy.schedule()) == [(number, 0, 9, True)]
+        assert sequence.num_cached_tokens == 0
+        apply(busy)
+        run(busy)
+
+
+def test_a_failed_step_ends_its_sequences_and_no_others():
+    busy = scheduler(max_batch_tokens=4)
+    first, second, third = (add(busy, number, [number] * 3) for number in range(3))
+    busy.schedule()  # all of the first, one token of the second
+    assert busy.fail() == [first, second]
+    assert first.finished and second.finished and not third.finished
+    step = busy.schedule()
+    assert sorted(step.drop) == [0, 1] and plan(step) == [(2, 0, 3, True)]
+    busy.block_manager.check_integrity([third])
+
+
+def test_a_failed_step_leaves_the_next_one_that_is_under_way_without_its_sequences():
+    busy = scheduler()
+    failed = add(busy, 0, [1, 2])
+    busy.schedule()
+    other = add(busy, 1, [3, 4])
+    busy.schedule()
+    assert busy.fail() == [failed]
+    assert [sequence.id for sequence in busy.apply({1: 7})] == [1]  # the shards say nothing of 0 any more
+    assert failed.num_generated == 0 and other.token_ids == [3, 4, 7]
+
+
+def test_an_interruption_brings_back_everything_in_order_of_arrival_with_its_tokens():
+    busy = scheduler(max_batch_tokens=8)
+    first, second, third = (add(busy, number, [number] * 3) for number in range(3))
+    busy.schedule(), busy.schedule()
+    apply(busy, 9)
+    fresh = BlockManager(20, BLOCK_SIZE)
+    assert {sequence.id for sequence in busy.interrupt(fresh)} == {0, 1, 2}
+    assert list(busy.waiting) == [first, second, third] and not busy.running and not busy.in_flight
+    assert first.token_ids == [0, 0, 0, 9]
+    step = busy.schedule()
+    assert (step.id, step.drop) == (0, [])
+    assert plan(step) == [(0, 0, 4, True), (1, 0, 4, True)]
+    fresh.check_integrity([first, second])
+
+
+def test_an_interruption_names_those_that_were_being_computed_and_not_those_that_waited():
+    busy = scheduler(max_batch_tokens=3)
+    first, gone, _ = add(busy, 0, [1] * 2), add(busy, 1, [2]), add(busy, 2, [3])
+    busy.schedule()
+    busy.finish(gone)
+    assert busy.interrupt(BlockManager(20, BLOCK_SIZE)) == [first]
+
+
+def as_message(step: Step) -> shard_pb2.Step:
+    message = shard_pb2.Step(id=step.id, drop=step.drop)
+    for sequence in step.add:
+        message.add.add(id=sequence.id, token_ids=sequence.token_ids)
+    for work in step.work:
+        message.work.add(
+            sequence_id=work.sequence.id, start=work.start, length=work.length, block_ids=work.block_ids, sample=work.sample
+        )
+    return message
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Arrivals, steps, late results, cancellations, failures and restarts in any order. The FakeDevice checks what the
+    shards would compute with, the invariants what the scheduler promises, and in the end everybody has an answer."""
+
+    @initialize(
+        num_blocks=st.integers(3, 9),
+        block_size=st.integers(1, 4),
+        max_batch_tokens=st.integers(1, 16),
+        depth=st.integers(1, 3),
+        prefix_caching=st.booleans(),
+        eos_length=st.none() | st.integers(4, 12),
+    )
+    def begin(self, num_blocks, block_size, max_batch_tokens, depth, prefix_caching, eos_length):
+        self.num_blocks, self.block_size, self.max_batch_tokens = num_blocks, block_size, max_batch_tokens
+        self.depth, self.prefix_caching, self.eos_length = depth, prefix_caching, eos_length
+        self.scheduler = Scheduler(self._block_manager(), max_batch_tokens)
+        self.sequences: list[Sequence] = []
+        self.given_up: set[int] = set()
+        self._new_device()
+
+    @rule(base=st.sampled_from([5, 6]), length=st.integers(1, 14), tail=st.integers(0, 3), max_new=st.integers(1, 12))
+    def arrive(self, base, length, tail, max_new):
+        self._arrive(([base] * length + [7] * tail), max_new)
+
+    @precondition(lambda self: self.sequences)
+    @rule(data=st.data(), max_new=st.integers(1, 6))
+    def follow_up(self, data, max_new):
+        """The prompt and answer of somebody, and a little more."""
+        earlier = data.draw(st.sampled_from(self.sequences))
+        self._arrive([*earlier.token_ids, 8], max_new)
+
+    @precondition(lambda self: len(self.scheduler.in_flight) < self.depth)
+    @rule(failing=st.sampled_from([False] * 9 + [True]))
+    def schedule(self, failing):
+        first_waiting = next(iter(self.scheduler.waiting), None)
+        step = self.scheduler.schedule()
+        if step is None:
+            assert self.scheduler.in_flight or not self._unfinished(), "nothing goes on although somebody waits"
+            return
+        self._check_step(step)
+        if first_waiting and step.add:
+            assert step.add[0].id <= first_waiting.id, "somebody was let in out of turn"
+        self.results.append(self.device.execute(as_message(step), failing=failing))
+
+    @precondition(lambda self: self.scheduler.in_flight)
+    @rule()
+    def take_result(self):
+        result = self.results.popleft()
+        if result.error:
+            self.given_up |= {sequence.id for sequence in self.scheduler.fail()}
+            return
+        extended = self.scheduler.apply({token.sequence_id: token.token_id for token in result.tokens})
+        for sequence in extended:
+            expected = answer(sequence.request.prompt_token_ids, sequence.request.max_new_tokens, self.eos_length)
+            assert sequence.token_ids[sequence.num_prompt_tokens :] == expected[: sequence.num_generated]
+            if sequence.num_generated == len(expected):
+                self.scheduler.finish(sequence)
+
+    @precondition(lambda self: self._unfinished())
+    @rule(num_results=st.integers(1, 12))
+    def run_on(self, num_results):
+        """As the engine does: as many steps ahead as allowed, then a result."""
+        for _ in range(num_results):
+            while len(self.scheduler.in_flight) < self.depth and self._unfinished():
+                num_in_flight = len(self.scheduler.in_flight)
+                self.schedule(failing=False)
+                self.every_block_is_free_or_owned_by_who_runs()
+                if len(self.scheduler.in_flight) == num_in_flight:
+                    break
+            if self.scheduler.in_flight:
+                self.take_result()
+
+    @precondition(lambda self: self._unfinished())
+    @rule(data=st.data())
+    def cancel(self, data):
+        sequence = data.draw(st.sampled_from(self._unfinished()))
+        self.given_up.add(sequence.id)
+        self.scheduler.finish(sequence)
+
+    @precondition(lambda self: self.sequences)
+    @rule()
+    def interrupt(self):
+        lost = {work.sequence.id for step in self.scheduler.in_flight for work in step.work}
+        named = {sequence.id for sequence in self.scheduler.interrupt(self._block_manager())}
+        assert named == lost & {sequence.id for sequence in self._unfinished()}
+        assert list(self.scheduler.waiting) == self._unfinished()
+        self._new_device()
+
+    @invariant()
+    def every_block_is_free_or_owned_by_who_runs(self):
+        self.scheduler.block_manager.check_integrity(self.scheduler.running)
+        assert not any(sequence.block_ids for sequence in self.sequences if sequence.status is not Status.RUNNING)
+
+    @invariant()
+    def the_older_run_and_the_newer_wait(self):
+        """First come, first served, and in the other direction: the newest gives way."""
+        order = [sequence.id for sequence in [*self.scheduler.running, *self.scheduler.waiting]]
+        assert order == sorted(order) == [sequence.id for sequence in self._unfinished()]
+
+    def teardown(self):
+        if not hasattr(self, "scheduler"):
+            return
+        num_tokens = sum(len(s.request.prompt_token_ids) + s.request.max_new_tokens for s in self.sequences)
+        for _ in range(20 * num_tokens + 20):
+            while len(self.scheduler.in_flight) < self.depth and (step := self.scheduler.schedule()):
+                self._check_step(step)
+                self.results.append(self.device.execute(as_message(step)))
+            if not self.scheduler.in_flight:
+                break
+            self.take_result()
+        assert not self._unfinished(), "somebody starves"
+        for sequence in self.sequences:
+            expected = answer(sequence.request.prompt_token_ids, sequence.request.max_new_tokens, self.eos_length)
+            assert sequence.id in self.given_up or sequence.token_ids[sequence.num_prompt_tokens :] == expected
+        assert not self.device.live and self.scheduler.block_manager.num_free == self.num_blocks
+        self.every_block_is_free_or_owned_by_who_runs()
+
+    def _arrive(self, prompt: list[int], max_new_tokens: int) -> None:
+        capacity = self.num_blocks * self.block_size
+        prompt = prompt[: capacity - 1]
+        request = Request(prompt, min(max_new_tokens, capacity - len(prompt)))
+        self.sequences.append(Sequence(len(self.sequences), request))
+        self.scheduler.add(self.sequences[-1])
+
+    def _check_step(self, step: Step) -> None:
+        assert step.num_tokens <= self.max_batch_tokens
+        for work in step.work:
+            sequence = work.sequence
+            assert not sequence.finished
+            assert work.start + work.length < sequence.num_prompt_tokens + sequence.request.max_new_tokens
+            assert work.start == 0 or self.prefix_caching or sequence not in step.add
+
+    def _unfinished(self) -> list[Sequence]:
+        return [sequence for sequence in self.sequences if not sequence.finished]
+
+    def _block_manager(self) -> BlockManager:
+        return BlockManager(self.num_blocks, self.block_size, self.prefix_caching)
+
+    def _new_device(self) -> None:
+        self.device = FakeDevice(self.block_size, self.num_blocks, self.max_batch_tokens, self.eos_length)
+        self.results: collections.deque[shard_pb2.StepResult] = collections.deque()
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)

@@ -1,0 +1,73 @@
+"""A runner in this process, and the steps that a router would write to it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from text_generation_proto.shard_pb2 import SamplingParameters, Step
+from text_generation_server.batch import Batch
+from text_generation_server.config import ShardConfig
+from text_generation_server.models import ModelFolder
+from text_generation_server.parallel import Parallel
+from text_generation_server.runner import Runner
+
+BLOCKS_PER_SEQUENCE = 8
+
+
+def make_runner(folder: Path, parallel: Parallel | None = None, **options: Any) -> Runner:
+    config = ShardConfig(str(folder), **({"dtype": "float32", "kv_cache_gib": 0.02} | options))
+    return Runner(config, ModelFolder.read(folder), parallel or Parallel(), torch.device("cpu"))
+
+
+def make_step(
+    step_id: int = 0,
+    *,
+    add: dict[int, list[int]] | None = None,
+    work: Sequence[tuple[int, int, int]] = (),
+    drop: Sequence[int] = (),
+    sample: bool = True,
+    sampling: SamplingParameters | None = None,
+) -> Step:
+    """`work` is (sequence id, start, length). Whoever is added and works gets blocks of its own at once."""
+    step = Step(id=step_id, drop=drop)
+    for sequence_id, token_ids in (add or {}).items():
+        step.add.add(id=sequence_id, token_ids=token_ids, sampling=sampling)
+    for sequence_id, start, length in work:
+        blocks = range(sequence_id * BLOCKS_PER_SEQUENCE, (sequence_id + 1) * BLOCKS_PER_SEQUENCE)
+        given = blocks if sequence_id in (add or {}) else ()
+        step.work.add(sequence_id=sequence_id, start=start, length=length, block_ids=given, sample=sample)
+    return step
+
+
+def generate(
+    runner: Runner,
+    prompt: list[int],
+    num_tokens: int,
+    chunk: int = 512,
+    sampling: SamplingParameters | None = None,
+) -> tuple[list[int], list[float]]:
+    """One sequence on its own, its prompt in chunks: its tokens and their log-probabilities."""
+    start, token_ids, logprobs = 0, [], []
+    while len(token_ids) < num_tokens:
+        length = min(chunk, len(prompt) + len(token_ids) - start)
+        new = {0: prompt} if start == 0 else None
+        is_last = start + length >= len(prompt)
+        result = runner.execute(make_step(add=new, work=[(0, start, length)], sample=is_last, sampling=sampling))
+        assert not result.error, result.error
+        token_ids += [token.token_id for token in result.tokens]
+        logprobs += [token.logprob for token in result.tokens]
+        start += length
+    runner.reset()
+    return token_ids, logprobs
+
+
+@torch.inference_mode()
+def all_logits(runner: Runner, token_ids: list[int]) -> torch.Tensor:
+    """[num_tokens, vocab_size_local]: what this rank says after each token of one sequence."""
+    works = runner.sequences.apply(make_step(add={0: token_ids}, work=[(0, 0, len(token_ids))]))
+    batch = Batch.from_work(works, runner.block_size, runner.device)
+    logits = runner.model.logits(runner.model.forward(batch.token_ids, batch.context, runner.attention))
+    runner.reset()
+    return logits

@@ -1,0 +1,55 @@
+"""One rank is a no-op; two ranks sum, gather and agree, and one whose partner dies says so."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from text_generation_server.errors import CollectiveError, ConfigurationError
+from text_generation_server.parallel import Parallel
+from two_ranks import TIMEOUT_SECONDS
+
+
+def test_with_one_rank_nothing_happens() -> None:
+    parallel = Parallel.connect(0, 1, torch.device("cpu"), "localhost", 1, 1.0)
+    tensor = torch.arange(3.0)
+    assert parallel.all_reduce(tensor) is tensor
+    assert parallel.broadcast(tensor) is tensor
+    assert torch.equal(parallel.all_gather(tensor), torch.arange(3.0).unsqueeze(0))
+    assert parallel.minimum(5) == 5
+    assert parallel.is_first
+
+
+def test_two_ranks_sum_gather_and_agree(ranks: list[dict[str, Any]]) -> None:
+    for results in ranks:
+        assert results["all_reduce"].tolist() == [10, 12, 14, 16]
+        assert results["all_gather"].tolist() == [[0, 1, 2, 3], [10, 11, 12, 13]]
+        assert results["broadcast"].tolist() == [0, 1, 2, 3]
+        assert results["minimum"] == 6
+
+
+def test_a_rank_whose_partner_dies_says_so_in_one_line_and_in_time(ranks: list[dict[str, Any]]) -> None:
+    assert ranks[0]["loss"].startswith("lost the other ranks: ")
+    assert "\n" not in ranks[0]["loss"]
+    assert ranks[0]["loss_seconds"] < TIMEOUT_SECONDS
+
+
+def test_a_rank_that_nobody_meets_gives_up_in_time() -> None:
+    with pytest.raises(CollectiveError, match="lost the other ranks"):
+        Parallel.connect(1, 2, torch.device("cpu"), "127.0.0.1", 1, timeout_seconds=0.5)
+
+
+@pytest.mark.parametrize(("heads", "world_size"), [(8, 3), (112, 5), (7, 2)])
+def test_heads_that_do_not_divide_are_refused(heads: int, world_size: int) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Parallel(0, world_size).split(heads, "attention heads")
+    assert str(caught.value) == f"{heads} attention heads cannot be split over {world_size} shards"
+
+
+@pytest.mark.parametrize(("size", "world_size"), [(8, 4), (112, 8), (301, 2), (250880, 8), (10, 4), (7, 1)])
+def test_shares_cover_everything_once(size: int, world_size: int) -> None:
+    parallels = [Parallel(rank, world_size) for rank in range(world_size)]
+    padded = [part for parallel in parallels for part in range(size)[parallel.split_padded(size)]]
+    assert padded == list(range(size))
+    if size % world_size == 0:
+        assert [parallel.split(size, "things") for parallel in parallels] == [p.split_padded(size) for p in parallels]

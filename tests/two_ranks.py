@@ -1,0 +1,85 @@
+"""What two ranks compute together, in two processes: one program, whose results several tests look at.
+
+Rank 1 dies at the end without a word, so that rank 0 can tell what that looks like.
+"""
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+VOCAB_SIZE = 301  # does not divide by two
+HEADS = 12
+PROMPT = [1, 300, 150, 151, 149, 20, 21]
+TIMEOUT_SECONDS = 30.0
+
+
+def run(model: Path, folder: Path, port: int) -> list[dict[str, Any]]:
+    """Each rank's results, by name."""
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=_rank, args=(rank, model, folder, port)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+        process.kill()
+    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(2)]
+
+
+def sampler_input() -> tuple[torch.Tensor, list[Any]]:
+    """Logits [5, VOCAB_SIZE] and a sequence for each: greedy, drawn, penalized, equal best tokens on both ranks."""
+    from text_generation_server.batch import Sampling, SequenceState
+
+    logits = torch.randn(5, VOCAB_SIZE, generator=torch.Generator().manual_seed(3))
+    logits[4, [200, 100]] = 50.0
+    samplings = [
+        Sampling(False, 1.0, None, None, 1.0, 0),
+        Sampling(True, 2.0, None, None, 1.0, 11),
+        Sampling(False, 1.0, None, None, 3.0, 0),
+        Sampling(True, 1.0, 40, 0.9, 1.5, 12),
+        Sampling(False, 1.0, None, None, 1.0, 0),
+    ]
+    seen = [1, int(logits[2].argmax()), int(logits[3].argmax()), 300]
+    return logits, [SequenceState(index, seen, sampling) for index, sampling in enumerate(samplings)]
+
+
+def _rank(rank: int, model: Path, folder: Path, port: int) -> None:
+    from runner_steps import all_logits, generate, make_runner
+    from text_generation_server.errors import CollectiveError
+    from text_generation_server.parallel import Parallel
+    from text_generation_server.sampler import Sampler
+
+    torch.set_num_threads(1)
+    parallel = Parallel.connect(rank, 2, torch.device("cpu"), "127.0.0.1", port, TIMEOUT_SECONDS)
+    mine = torch.arange(4.0) + 10 * rank
+    logits, sequences = sampler_input()
+    sampler = Sampler(VOCAB_SIZE, parallel)
+    runner = make_runner(model, parallel, kv_cache_gib=0.01 * (rank + 1))
+    results = {
+        "all_reduce": parallel.all_reduce(mine.clone()),
+        "all_gather": parallel.all_gather(mine),
+        "broadcast": parallel.broadcast(mine.clone()),
+        "minimum": parallel.minimum(7 - rank),
+        "sampled": sampler.sample(logits[:, sampler.rows].clone(), sequences),
+        "logits": all_logits(runner, PROMPT),
+        "generated": generate(runner, PROMPT, 8),
+        "bytes_read": runner.weight_bytes_read,
+        "weight_bytes": runner.model.weight_bytes,
+        "num_blocks": runner.num_blocks,
+    }
+    torch.save(results, folder / f"rank-{rank}.pt")
+    parallel.broadcast(torch.zeros(1))  # both have saved
+    if rank == 1:
+        os._exit(9)
+    start_seconds = time.monotonic()
+    try:
+        parallel.all_reduce(mine)
+        parallel.all_reduce(mine)
+    except CollectiveError as error:
+        results["loss"] = str(error)
+    results["loss_seconds"] = time.monotonic() - start_seconds
+    torch.save(results, folder / "rank-0.pt")
+    os._exit(0)
