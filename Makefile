@@ -82,10 +82,10 @@ proto: .venv/installed-dev  ## generate the gRPC stubs again after a change of s
 	    proto/text_generation_proto/shard.proto
 
 load-test: .venv/installed-dev  ## the original's load test against the server on PORT: 4 minutes, up to 100 users
-	@$(BIN)/k6 run --quiet -e PORT=$(PORT) k6/load_test.js
+	@$(BIN)/k6 run --quiet --no-usage-report --address '' -e PORT=$(PORT) k6/load_test.js
 
 smoke-test: .venv/installed-dev  ## the same in 20 seconds
-	@$(BIN)/k6 run --quiet -e PORT=$(PORT) k6/smoke_test.js
+	@$(BIN)/k6 run --quiet --no-usage-report --address '' -e PORT=$(PORT) k6/smoke_test.js
 
 bench: .venv/installed-dev  ## decode step and serving figures, beside their floors and peers
 	$(BIN)/python benchmarks/decode.py

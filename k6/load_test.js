@@ -3,4 +3,4 @@
 import { ramp } from './traffic.js';
 
 export { call as default, handleSummary } from './traffic.js';
-export const options = ramp(100, 240, 15);
+export const options = ramp(100, 240);

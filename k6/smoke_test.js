@@ -3,4 +3,4 @@
 import { ramp } from './traffic.js';
 
 export { call as default, handleSummary } from './traffic.js';
-export const options = ramp(8, 20, 10);
+export const options = ramp(8, 20);

@@ -6,6 +6,7 @@ import { check, sleep } from 'k6';
 const URL = `http://${__ENV.HOST || '127.0.0.1'}:${__ENV.PORT || 3000}/generate`;
 const HEADERS = { 'Content-Type': 'application/json' };
 const PAUSE_SECONDS = 1;
+const P95_SECONDS = Number(__ENV.P95_SECONDS || 15); // slower than the original's first code was
 
 const REQUESTS = [
   sampled('Question: Why do the leaves of some trees turn red in autumn?\nAnswer:', 32),
@@ -45,7 +46,7 @@ export function call() {
 }
 
 // A quarter of the time up to half of the users, half of it up to all, a quarter down to none.
-export function ramp(users, defaultSeconds, p95Seconds) {
+export function ramp(users, defaultSeconds) {
   const seconds = Number(__ENV.DURATION || defaultSeconds);
   return {
     stages: [
@@ -56,7 +57,7 @@ export function ramp(users, defaultSeconds, p95Seconds) {
     thresholds: {
       // The second one ends the test early where there is no server at all.
       http_req_failed: ['rate==0', { threshold: 'rate<0.5', abortOnFail: true }],
-      http_req_duration: [`p(95)<${p95Seconds * 1000}`],
+      http_req_duration: [`p(95)<${P95_SECONDS * 1000}`],
       // A sampled answer may rightly be empty: its first token may be the end of the text.
       'checks{check:generated_text is not empty}': ['rate>0.95'],
     },

@@ -66,6 +66,13 @@ class RouterConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be > 0. Given: {value}")
+        for name in ("max_stop_sequences", "graceful_termination_timeout"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` cannot be < 0. Given: {getattr(self, name)}")
+        if self.max_total_tokens == 1:
+            raise ValueError("`max_total_tokens` must be > 1: a prompt and an answer have a token each at least")
         most_input, most_total = self.max_input_tokens, self.max_total_tokens
-        if most_input is not None and not 0 < most_input < (most_total or most_input + 1):
+        if most_input is not None and most_input < 1:
+            raise ValueError(f"`max_input_tokens` must be > 0. Given: {most_input}")
+        if most_input is not None and most_total is not None and most_input >= most_total:
             raise ValueError(f"`max_input_tokens` ({most_input}) must be < `max_total_tokens` ({most_total})")

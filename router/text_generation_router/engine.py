@@ -16,7 +16,7 @@ from text_generation_router.errors import GenerationFailed, InternalError, NotRe
 from text_generation_router.scheduler import Scheduler
 from text_generation_router.sequence import Request, Sequence
 from text_generation_router.shards import Model, ShardGroup, ShardsLost, StepResult
-from text_generation_router.stopping import StoppingCriteria
+from text_generation_router.stopping import FinishReason, StoppingCriteria
 from text_generation_router.stream import GenerationStream
 from text_generation_router.tokenizer import Tokenizer
 
@@ -136,6 +136,7 @@ class Engine:
             self._scheduler = Scheduler(self._block_manager(model), budget)
         else:
             self._scheduler.interrupt(self._block_manager(model))
+            self._fail_what_no_longer_fits(self.limits.max_total_tokens)
         self.status = "ready"
         self._wake.set()
         logger.info(
@@ -146,6 +147,15 @@ class Engine:
             self.limits.max_total_tokens,
             budget,
         )
+
+    def _fail_what_no_longer_fits(self, max_total_tokens: int) -> None:
+        """Restarted shards may have found less memory: what they cannot hold would block the queue for ever."""
+        for stream in self._streams.values():
+            sequence = stream.sequence
+            if sequence.num_prompt_tokens + sequence.request.max_new_tokens > max_total_tokens and not sequence.finished:
+                assert self._scheduler is not None
+                self._scheduler.finish(sequence)
+                stream.fail(GenerationFailed(f"the restarted shards hold only {max_total_tokens} tokens of a request"))
 
     def _block_manager(self, model: Model) -> BlockManager:
         return BlockManager(model.num_blocks, model.block_size, self._config.prefix_caching)
@@ -161,7 +171,7 @@ class Engine:
             for result, extended in news:  # while the shards compute
                 self._deliver(result, extended)
 
-    def _apply(self, result: StepResult) -> list[Sequence]:
+    def _apply(self, result: StepResult) -> list[tuple[Sequence, FinishReason | None]]:
         """Enters a result's tokens. What ends by its token is known now, in time for the next step."""
         assert self._scheduler is not None
         assert result.step_id == self._scheduler.in_flight[0].id, "a result out of order: this is a bug"
@@ -169,17 +179,19 @@ class Engine:
             for sequence in self._scheduler.fail():
                 self._streams[sequence.id].fail(GenerationFailed(f"Server error: {result.error}"))
             return []
-        extended = self._scheduler.apply(result.token_ids)
-        for sequence in extended:
-            if self._streams[sequence.id].ends_by_token(sequence.token_ids[-1]):
+        extended = []
+        for sequence in self._scheduler.apply(result.token_ids):
+            reason = self._streams[sequence.id].ends_by_token(sequence.token_ids[-1])
+            if reason:
                 self._scheduler.finish(sequence)
+            extended.append((sequence, reason))
         return extended
 
-    def _deliver(self, result: StepResult, extended: list[Sequence]) -> None:
+    def _deliver(self, result: StepResult, extended: list[tuple[Sequence, FinishReason | None]]) -> None:
         assert self._scheduler is not None
-        for sequence in extended:
+        for sequence, reason in extended:
             stream = self._streams.get(sequence.id)
-            if stream and stream.push(result.token_ids[sequence.id], result.logprobs[sequence.id]):
+            if stream and stream.push(result.token_ids[sequence.id], result.logprobs[sequence.id], reason):
                 self._scheduler.finish(sequence)
 
     def _interrupt(self) -> None:

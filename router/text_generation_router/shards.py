@@ -72,11 +72,15 @@ class ShardGroup:
         Raises:
             ShardsLost: one of them does not answer.
         """
-        first = ShardClient(0, f"unix:{uds_path}-0")
-        description = await first.describe()
-        others = [ShardClient(rank, url) for rank, url in enumerate(description.shard_urls) if rank > 0]
-        descriptions = [description, *await asyncio.gather(*(client.describe() for client in others))]
-        return cls([first, *others], _model(descriptions), on_news)
+        clients = [ShardClient(0, f"unix:{uds_path}-0")]
+        try:
+            description = await clients[0].describe()
+            clients += [ShardClient(rank, url) for rank, url in enumerate(description.shard_urls) if rank > 0]
+            others = await asyncio.gather(*(client.describe() for client in clients[1:]))
+        except ShardsLost:
+            await asyncio.gather(*(client.channel.close() for client in clients))
+            raise
+        return cls(clients, _model([description, *others]), on_news)
 
     def start(self) -> None:
         """Opens the streams that carry steps and results."""
@@ -165,7 +169,6 @@ class ShardClient:
         try:
             description: shard_pb2.DescribeResponse = await self.stub.Describe(shard_pb2.DescribeRequest())
         except grpc.aio.AioRpcError as error:
-            await self.channel.close()
             raise ShardsLost(f"shard rank {self.rank} does not answer at {self.url}") from error
         return description
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 
 from text_generation_router.errors import RequestError
 from text_generation_router.sequence import Sequence
-from text_generation_router.stopping import StoppingCriteria
+from text_generation_router.stopping import FinishReason, StoppingCriteria
 from text_generation_router.tokenizer import Tokenizer
 
 
@@ -43,7 +43,6 @@ class GenerationStream:
         self._on_cancel = on_cancel
         self._detokenizer = tokenizer.detokenizer()
         self._text = ""
-        self._finish_reason: str | None = None
         self._events: asyncio.Queue[TokenEvent | RequestError] = asyncio.Queue()
 
     async def __aiter__(self) -> AsyncIterator[TokenEvent]:
@@ -67,20 +66,19 @@ class GenerationStream:
         """How long the request waited until its first step was made, or has been waiting."""
         return (self.sequence.first_scheduled_seconds or time.monotonic()) - self.sequence.arrival_seconds
 
-    def ends_by_token(self, token_id: int) -> bool:
-        """Whether this token is the last one. Asked for every token, before its text is made."""
-        self._finish_reason = self._criteria.ends_by_token(token_id)
-        return self._finish_reason is not None
+    def ends_by_token(self, token_id: int) -> FinishReason | None:
+        """Why this token is the last one, if it is. Asked once for every token, before its text is made."""
+        return self._criteria.ends_by_token(token_id)
 
-    def push(self, token_id: int, logprob: float) -> bool:
+    def push(self, token_id: int, logprob: float, reason: FinishReason | None) -> bool:
         """Makes a token's text and passes it on. Returns whether a stop sequence ended the generation."""
         special = token_id in self._tokenizer.special_token_ids
         piece = "" if special else self._detokenizer.push(token_id)
-        if self._finish_reason is not None:
+        if reason is not None:
             piece += self._detokenizer.flush()
         piece, stopped = self._criteria.push_text(piece)
         self._text += piece
-        reason = stopped or self._finish_reason
+        reason = stopped or reason
         text = self._tokenizer.token_text(token_id) if special else piece
         self._events.put_nowait(TokenEvent(token_id, text, logprob, special, reason, self._text if reason else None))
         return stopped is not None

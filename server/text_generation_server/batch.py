@@ -111,10 +111,11 @@ class Batch:
 class Sequences:
     """All sequences a driver has added and not dropped; applies a step's difference."""
 
-    def __init__(self, block_size: int, num_blocks: int, max_batch_tokens: int) -> None:
+    def __init__(self, block_size: int, num_blocks: int, max_batch_tokens: int, vocab_size: int) -> None:
         self.block_size = block_size
         self.num_blocks = num_blocks
         self.max_batch_tokens = max_batch_tokens
+        self.vocab_size = vocab_size
         self._states: dict[int, SequenceState] = {}
         self._failed: set[int] = set()
 
@@ -131,9 +132,13 @@ class Sequences:
         for message in step.add:
             if message.id in self._states:
                 raise StepError(f"sequence {message.id} is added twice")
+            if max(message.token_ids, default=0) >= self.vocab_size:
+                raise StepError(f"sequence {message.id}: token ids must be less than {self.vocab_size}")
             self._states[message.id] = SequenceState.from_proto(message)
         if sum(work.length for work in step.work) > self.max_batch_tokens:
             raise StepError(f"a step may compute at most {self.max_batch_tokens} tokens")
+        if len({work.sequence_id for work in step.work}) < len(step.work):
+            raise StepError("a step may compute each sequence once")
         return [self._take(work) for work in step.work if work.sequence_id not in self._failed]
 
     def fail(self, step: Step) -> None:

@@ -4,11 +4,14 @@ In: what the flags say. Out: a torch device, a torch dtype, byte counts. Knows n
 """
 
 import contextlib
+import ctypes
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+M_MMAP_THRESHOLD = -3  # mallopt(3)
 BFLOAT16_UNITS = {"avx512_bf16", "amx_bf16"}
 
 
@@ -36,6 +39,18 @@ def set_num_threads(num_threads: int | None, world_size: int, device: torch.devi
     default = 1 if device.type == "cuda" else max(1, cores // world_size)
     torch.set_num_threads(num_threads or default)
     return torch.get_num_threads()
+
+
+@contextlib.contextmanager
+def returning_freed_memory() -> Iterator[None]:
+    """Within it, glibc takes matrices from the system and gives them back one by one. Left alone it moves its threshold up
+    with every one that is freed, keeps them on its heap, and the copies made while loading leave holes there for good."""
+    set_option = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: 0)
+    set_option(M_MMAP_THRESHOLD, 128 * 1024)
+    try:
+        yield
+    finally:
+        set_option(M_MMAP_THRESHOLD, 32 * 1024 * 1024)
 
 
 class PeakMemory:

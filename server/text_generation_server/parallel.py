@@ -12,6 +12,8 @@ import torch.distributed as dist
 
 from text_generation_server.errors import CollectiveError, ConfigurationError
 
+MEETING_SIZE = 3
+
 
 class Parallel:
     """Every method must be called by all ranks in the same order; a failure is a `CollectiveError`."""
@@ -58,12 +60,23 @@ class Parallel:
             _guarded(lambda: dist.broadcast(tensor, src=0))
         return tensor
 
+    def meet(self) -> None:
+        """Makes sure that no rank is still in the middle of a step that another never got: a driver may die between two
+        of its writes. What such a rank waits for has another size than this."""
+        if self.world_size > 1:
+            met = self.all_gather(torch.full((MEETING_SIZE,), MEETING_SIZE, device=self._device))
+            if not bool((met == MEETING_SIZE).all()):
+                raise CollectiveError("the ranks are out of step")
+
     def minimum(self, value: int) -> int:
         """The smallest `value` of all ranks. On the CPU, for counts known at start."""
         if self.world_size == 1:
             return value
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        return int(self.all_gather(torch.tensor(value, device=device)).min())
+        return int(self.all_gather(torch.tensor(value, device=self._device)).min())
+
+    @property
+    def _device(self) -> str:
+        return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
     def split(self, size: int, what: str) -> slice:
         """This rank's equal share of `size` things.
@@ -86,4 +99,5 @@ def _guarded(collective: Callable[[], object]) -> None:
     try:
         collective()
     except RuntimeError as error:
-        raise CollectiveError(f"lost the other ranks: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise CollectiveError(f"lost the other ranks: {reason}") from error

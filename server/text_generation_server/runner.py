@@ -13,7 +13,7 @@ from text_generation_proto.shard_pb2 import Step, StepResult, Timings
 from text_generation_server import device as devices
 from text_generation_server.batch import Batch, Sequences, SequenceState
 from text_generation_server.config import ShardConfig
-from text_generation_server.errors import CollectiveError, ConfigurationError
+from text_generation_server.errors import CollectiveError, ConfigurationError, StepError
 from text_generation_server.kv_cache import KVCache, block_bytes
 from text_generation_server.models import ModelFolder
 from text_generation_server.parallel import Parallel
@@ -35,10 +35,12 @@ class Runner:
             ModelError, ConfigurationError: with one line that says what does not fit.
         """
         self.device = device
+        self.parallel = parallel
         self.dtype = devices.choose_dtype(config.dtype, device)
         self.folder = folder
         peak_memory = devices.PeakMemory()
-        self.model, weights = folder.load(device, self.dtype, parallel, config.quantize)
+        with devices.returning_freed_memory():
+            self.model, weights = folder.load(device, self.dtype, parallel, config.quantize)
         self.peak_loading_bytes = peak_memory.read_bytes()
         self.weight_bytes_read = weights.bytes_read
         on_cuda = device.type == "cuda"
@@ -48,7 +50,7 @@ class Runner:
         num_blocks = parallel.minimum(self._num_blocks(config))
         self.cache = self._make_cache(num_blocks)
         self.attention = self.model.make_attention(self.cache)
-        self.sequences = Sequences(config.block_size, num_blocks, self.max_batch_tokens)
+        self.sequences = self._make_sequences(num_blocks)
         self.timings = Timings()
         self._end_seconds = 0.0
         self._last_ids: set[int] = set()
@@ -76,19 +78,24 @@ class Runner:
         """Computes the step. An error is the result's, except when the other ranks are lost: that is the process's.
 
         Raises:
-            CollectiveError: this rank can no longer keep pace with the others and must end.
+            CollectiveError: this rank can no longer keep pace with the others and must end. With several ranks that is so
+                after any failure within a forward: nobody knows which collective the others wait in.
         """
         start_seconds = time.perf_counter()
         ids = {work.sequence_id for work in step.work}
         waited = start_seconds - self._end_seconds if ids & self._last_ids else 0.0
         try:
             result = self._forward(step)
+        except StepError as error:
+            logger.error("step refused id=%d reason=%s", step.id, error)
+            result = self._failed(step, str(error))
         except CollectiveError:
             raise
         except Exception as error:  # the outermost loop of this process: the step fails, the server goes on
             logger.exception("step failed id=%d", step.id)
-            self.sequences.fail(step)
-            result = StepResult(id=step.id, error=f"{type(error).__name__}: {error}")
+            if self.parallel.world_size > 1:
+                raise CollectiveError(f"this rank failed within a step: {error}") from error
+            result = self._failed(step, f"{type(error).__name__}: {error}")
         self._last_ids = ids
         self._end_seconds = time.perf_counter()
         self.timings.num_steps += 1
@@ -96,10 +103,23 @@ class Runner:
         self.timings.step_micros += int((self._end_seconds - start_seconds) * 1e6)
         return result
 
+    def begin(self) -> None:
+        """A new driver: nothing is known, and all ranks are ready for its first step.
+
+        Raises:
+            CollectiveError: one of them is not.
+        """
+        self.reset()
+        self.parallel.meet()
+
     def reset(self) -> None:
         """Forgets all sequences: a driver is gone."""
         self.sequences.clear()
         self._last_ids = set()
+
+    def _failed(self, step: Step, reason: str) -> StepResult:
+        self.sequences.fail(step)
+        return StepResult(id=step.id, error=reason)
 
     def _forward(self, step: Step) -> StepResult:
         result = StepResult(id=step.id)
@@ -132,6 +152,9 @@ class Runner:
             self.device,
         )
 
+    def _make_sequences(self, num_blocks: int) -> Sequences:
+        return Sequences(self.block_size, num_blocks, self.max_batch_tokens, self.model.config.vocab_size)
+
     def _num_blocks(self, config: ShardConfig) -> int:
         """How many blocks this rank can hold.
 
@@ -153,7 +176,7 @@ class Runner:
         num_blocks = -(-self.max_batch_tokens // self.block_size) + 1
         self.cache = self._make_cache(num_blocks)
         self.attention = self.model.make_attention(self.cache)
-        self.sequences = Sequences(self.block_size, num_blocks, self.max_batch_tokens)
+        self.sequences = self._make_sequences(num_blocks)
         step = Step()
         step.add.add(id=0, token_ids=[0] * self.max_batch_tokens)
         step.work.add(

@@ -48,7 +48,7 @@ class ShardService(shard_pb2_grpc.ShardServicer):
         self.runner = runner
         self.lost: asyncio.Future[CollectiveError] = asyncio.get_running_loop().create_future()
         self._device_thread = ThreadPoolExecutor(1, "device")
-        self._driver: str | None = None
+        self._driver = asyncio.Lock()
 
     async def Describe(self, request: DescribeRequest, context: grpc.aio.ServicerContext) -> DescribeResponse:
         config, runner = self.config, self.runner
@@ -86,12 +86,8 @@ class ShardService(shard_pb2_grpc.ShardServicer):
                     result = await future
                     if self.config.rank == 0 or result.error:
                         yield result
-            except CollectiveError as error:
-                self._report_loss(error)
-                await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
             finally:
                 reader.cancel()
-                self._device_thread.submit(self.runner.reset)
 
     async def Generate(
         self, request: GenerateRequest, context: grpc.aio.ServicerContext
@@ -100,7 +96,7 @@ class ShardService(shard_pb2_grpc.ShardServicer):
             try:
                 tokenizer = self._tokenizer()
                 steps = Generation(request, self.runner, tokenizer).steps()
-                # Closed before the reset below: what is left of the batch must run while its sequences are known.
+                # Closed before the driver is gone: what is left of the batch must run while its sequences are known.
                 async with contextlib.aclosing(self._on_device_thread(steps)) as batches:
                     async for responses in batches:
                         for response in responses if self.config.rank == 0 else ():
@@ -109,24 +105,24 @@ class ShardService(shard_pb2_grpc.ShardServicer):
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             except ModelError as error:
                 await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+
+    @contextlib.asynccontextmanager
+    async def _driving(self, call: str, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
+        """Rank 0 decides which client may drive; the others follow, as soon as the one before has gone from them too."""
+        if self.config.rank == 0 and self._driver.locked():
+            message = "this shard is driven by another client's call; one at a time"
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, message)
+        async with self._driver:
+            logger.info("driver connected call=%s", call)
+            try:
+                await asyncio.wrap_future(self._device_thread.submit(self.runner.begin))
+                yield
             except CollectiveError as error:
                 self._report_loss(error)
                 await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
             finally:
                 self._device_thread.submit(self.runner.reset)
-
-    @contextlib.asynccontextmanager
-    async def _driving(self, call: str, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
-        if self._driver is not None:
-            message = f"this shard is driven by another client's {self._driver} call; one at a time"
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, message)
-        self._driver = call
-        logger.info("driver connected call=%s", call)
-        try:
-            yield
-        finally:
-            self._driver = None
-            logger.info("driver gone call=%s", call)
+                logger.info("driver gone call=%s", call)
 
     async def _read(
         self, steps: AsyncIterator[Step], pending: asyncio.Queue[asyncio.Future[StepResult] | None]
@@ -190,7 +186,10 @@ async def _start_server(config: ShardConfig, service: ShardService) -> grpc.aio.
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
     reflection.enable_server_reflection((name, health_name, reflection.SERVICE_NAME), server)
-    server.add_insecure_port(f"unix:{config.socket_path}")
+    try:
+        server.add_insecure_port(f"unix:{config.socket_path}")
+    except RuntimeError as error:
+        raise ConfigurationError(f"cannot listen on {config.socket_path}: no such folder, or a path too long") from error
     await server.start()
     return server
 

@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def sequences() -> Sequences:
     """Knows sequence 1, five tokens in blocks 3 and 0, of four tokens each."""
-    made = Sequences(block_size=4, num_blocks=10, max_batch_tokens=8)
+    made = Sequences(block_size=4, num_blocks=10, max_batch_tokens=8, vocab_size=1000)
     step = Step()
     step.add.add(id=1, token_ids=[11, 12, 13, 14, 15])
     step.work.add(sequence_id=1, start=0, length=4, block_ids=[3, 0])

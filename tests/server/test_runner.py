@@ -44,13 +44,13 @@ def test_steps_that_were_under_way_pass_over_what_failed(runner: Runner) -> None
 
 def test_work_on_an_unknown_sequence_is_the_drivers_mistake(runner: Runner) -> None:
     result = runner.execute(make_step(7, work=[(3, 0, 1)]))
-    assert result.error == "StepError: sequence 3 was never added"
+    assert result.error == "sequence 3 was never added"
     assert not runner.execute(make_step(8, drop=[3])).error
 
 
 def test_too_many_tokens_are_refused_before_anything_is_computed(runner: Runner) -> None:
     result = runner.execute(make_step(add={0: [5] * 65}, work=[(0, 0, 65)]))
-    assert result.error == "StepError: a step may compute at most 64 tokens"
+    assert result.error == "a step may compute at most 64 tokens"
 
 
 def test_a_sequence_with_bad_parameters_fails_its_step(runner: Runner) -> None:
