@@ -4,9 +4,11 @@ In: token ids, and how the script goes wrong or waits. Out: the interface of `te
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 from text_generation_router.engine import Limits
+from text_generation_router.errors import GenerationFailed
 from text_generation_router.sequence import Request, Sequence
 from text_generation_router.shards import Model
 from text_generation_router.stream import TokenEvent
@@ -48,6 +50,11 @@ class FakeEngine:
 
     async def stop(self, grace_seconds: float) -> None:
         self.calls.append("stop")
+        deadline = time.monotonic() + grace_seconds
+        while not all(stream.cancelled.is_set() for stream in self.streams) and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        for stream in self.streams:
+            stream.shut_down.set()
 
     async def wait_failed(self) -> None:
         await asyncio.Event().wait()
@@ -67,18 +74,28 @@ class FakeStream:
         self.queue_seconds = 0.001
         self.num_cancels = 0
         self.cancelled = asyncio.Event()
+        self.shut_down = asyncio.Event()
 
     def cancel(self) -> None:
         self.num_cancels += 1
         self.cancelled.set()
+
+    async def _is_shut_down(self, goes_on: asyncio.Event) -> bool:
+        waits = [asyncio.create_task(event.wait()) for event in (goes_on, self.shut_down)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        return self.shut_down.is_set()
 
     async def __aiter__(self) -> AsyncIterator[TokenEvent]:
         tokenizer, token_ids = self.engine.tokenizer, self.engine.token_ids
         detokenizer, whole = tokenizer.detokenizer(), ""
         for position, token_id in enumerate(token_ids):
             is_last = position == len(token_ids) - 1
-            if is_last and self.engine.goes_on:
-                await self.engine.goes_on.wait()
+            if is_last and self.engine.goes_on and await self._is_shut_down(self.engine.goes_on):
+                raise GenerationFailed("the server is shutting down")
             if is_last and self.engine.failure:
                 raise self.engine.failure
             text = detokenizer.push(token_id)

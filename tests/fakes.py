@@ -240,6 +240,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
     async def Execute(
         self, request_iterator: AsyncIterator[Step], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[StepResult]:
+        await context.send_initial_metadata(())
         script = self.script
         stream = FakeStream(
             FakeDevice(script.block_size, script.num_blocks, script.max_batch_tokens, script.eos_length)

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 WAITING_LOG_SECONDS = 10.0
 SHARD_GRACE_SECONDS = 5.0  # a shard has nothing to save; this is for its socket file
 ROUTER_EXTRA_SECONDS = 5.0  # on top of its own grace period, to cut off what is left and say so
+SAME_SIGNAL_SECONDS = 0.3
 USAGE_ERROR = 2  # the exit status of a process that does not understand its command line
 
 
@@ -91,13 +92,20 @@ class Launch:
         self._router: Child | None = None
         self._budget = RestartBudget(config.max_restarts, config.restart_window_seconds)
         self._num_stop_requests = 0
+        self._last_stop_request = -SAME_SIGNAL_SECONDS
         self._group_is_up = False
         self._was_up = False
         self._group_started_at = self._next_waiting_log = 0.0
 
     def request_stop(self) -> None:
-        """Once: in order. Twice: at once. Safe in a signal handler."""
-        self._num_stop_requests += 1
+        """Once: in order. Again, a moment later: at once. Safe in a signal handler.
+
+        Programs such as GNU timeout send one signal to the process and to its group: that arrives twice, and means once.
+        """
+        now = time.monotonic()
+        if now - self._last_stop_request >= SAME_SIGNAL_SECONDS:
+            self._num_stop_requests += 1
+        self._last_stop_request = now
 
     def run(self) -> int:
         failure: str | None = None

@@ -23,6 +23,8 @@ from text_generation_router.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
+ANSWER_SECONDS = 2.0  # for handlers to write their last words, once the engine has told them
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -56,13 +58,15 @@ async def run_until_signal(app: web.Application, config: RouterConfig) -> None:
         app,
         access_log=None,
         handler_cancellation=True,  # a gone client cancels its handler, and with that its generation
-        shutdown_timeout=config.graceful_termination_timeout / 2,  # aiohttp waits twice before it cancels handlers
+        shutdown_timeout=ANSWER_SECONDS,
     )
     await runner.setup()
     try:
         await _listen(runner, config)
         await _first_of(stopping.wait(), app[ENGINE].wait_failed())
         logger.info("stopping grace_seconds=%g", config.graceful_termination_timeout)
+        await asyncio.gather(*(site.stop() for site in runner.sites))
+        await app[ENGINE].stop(config.graceful_termination_timeout)
     finally:
         await runner.cleanup()
 

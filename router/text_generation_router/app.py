@@ -70,5 +70,5 @@ def _http_error(request: web.Request, error: web.HTTPException) -> web.Response:
 async def _running_engine(app: web.Application) -> AsyncIterator[None]:
     await app[ENGINE].start()
     yield
-    await app[ENGINE].stop(app[CONFIG].graceful_termination_timeout)
+    await app[ENGINE].stop(grace_seconds=0)
     app[TOKENIZER].close()

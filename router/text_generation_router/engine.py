@@ -12,7 +12,7 @@ import time
 
 from text_generation_router.block_manager import BlockManager
 from text_generation_router.config import RouterConfig
-from text_generation_router.errors import GenerationFailed, InternalError, NotReady, Overloaded
+from text_generation_router.errors import GenerationFailed, InternalError, NotReady, Overloaded, RequestError
 from text_generation_router.scheduler import Scheduler
 from text_generation_router.sequence import Request, Sequence
 from text_generation_router.shards import Model, ShardGroup, ShardsLost, StepResult
@@ -48,6 +48,7 @@ class Engine:
         self._streams: dict[int, GenerationStream] = {}
         self._ids = itertools.count()
         self._wake = asyncio.Event()
+        self._stopping = False
         self._loop_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -55,12 +56,12 @@ class Engine:
         self._loop_task = asyncio.create_task(self._run())
 
     async def stop(self, grace_seconds: float) -> None:
-        """Lets what runs finish for `grace_seconds`, then fails it."""
+        """Takes nothing new, lets what runs finish for `grace_seconds`, then fails it. Does nothing the second time."""
+        self._stopping = True
         deadline = time.monotonic() + grace_seconds
         while self._streams and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
-        for stream in list(self._streams.values()):
-            stream.fail(GenerationFailed("the server is shutting down"))
+        self._fail_all(GenerationFailed("the server is shutting down"))
         if self._loop_task:
             self._loop_task.cancel()
             await asyncio.gather(self._loop_task, return_exceptions=True)
@@ -68,11 +69,13 @@ class Engine:
     def submit(self, request: Request) -> GenerationStream:
         """
         Raises:
-            NotReady: the shards have never answered yet.
+            NotReady: the shards have never answered yet, or the server is shutting down.
             Overloaded: too many requests are in flight.
         """
         if self.model is None or self._scheduler is None:
             raise NotReady(self.status)
+        if self._stopping:
+            raise NotReady("the server is shutting down")
         if len(self._streams) >= self._config.max_concurrent_requests:
             raise Overloaded()
         sequence = Sequence(next(self._ids), request)
@@ -100,8 +103,7 @@ class Engine:
                 await self._serve(await self._connect())
         except Exception:
             self.status = "failed"
-            for stream in self._streams.values():
-                stream.fail(InternalError())
+            self._fail_all(InternalError())
             raise
 
     async def _serve(self, shards: ShardGroup) -> None:
@@ -112,20 +114,22 @@ class Engine:
             logger.error("shards lost reason=%s requests=%d", error, len(self._streams))
             self.status = "waiting for shards to come back"
             self._interrupt()
+            if self._stopping:  # nobody starts shards again now
+                self._fail_all(GenerationFailed("the server is shutting down"))
         finally:
             await shards.close()
 
     async def _connect(self) -> ShardGroup:
-        for attempt in itertools.count():
+        for attempt in itertools.count(1):
             try:
                 shards = await ShardGroup.connect(self._config.shard_uds_path, self._wake.set)
+                await shards.start()
                 break
             except ShardsLost as error:
-                if attempt % 50 == 49:
+                if attempt % 50 == 0:
                     logger.info("waiting for shards: %s", error)
                 await asyncio.sleep(RECONNECT_SECONDS)
         self._adopt(shards.model)
-        shards.start()
         return shards
 
     def _adopt(self, model: Model) -> None:
@@ -203,6 +207,11 @@ class Engine:
                 self._scheduler.finish(sequence)
                 reason = f"the shards died {sequence.num_crashes} times while they computed this request"
                 self._streams[sequence.id].fail(GenerationFailed(reason))
+
+    def _fail_all(self, error: RequestError) -> None:
+        for stream in self._streams.values():
+            stream.fail(error)
+
 
 
 def limits(config: RouterConfig, model: Model) -> Limits:

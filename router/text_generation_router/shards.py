@@ -82,10 +82,15 @@ class ShardGroup:
             raise
         return cls(clients, _model([description, *others]), on_news)
 
-    def start(self) -> None:
-        """Opens the streams that carry steps and results."""
+    async def start(self) -> None:
+        """Opens the streams that carry steps and results, rank 0's first: it decides which client may drive the shards.
+
+        Raises:
+            ShardsLost: another client drives them.
+        """
         for client in self.clients:
-            client.open()
+            client.stream = client.stub.Execute()
+            await client.accepted(client.stream)
             self._tasks += [asyncio.create_task(self._write(client)), asyncio.create_task(self._read(client))]
 
     def send(self, step: scheduler.Step) -> None:
@@ -114,8 +119,11 @@ class ShardGroup:
         Raises:
             ShardsLost: the shards refuse or break off, with their reason.
         """
-        calls = [client.stub.Generate(request) for client in self.clients]
+        calls: list[grpc.aio.UnaryStreamCall] = []
         try:
+            for client in self.clients:
+                calls.append(client.stub.Generate(request))
+                await client.accepted(calls[-1])
             async for response in calls[0]:
                 yield response
             for call in calls[1:]:
@@ -160,10 +168,16 @@ class ShardClient:
         self.url = url
         self.channel = grpc.aio.insecure_channel(url, options=GRPC_OPTIONS)
         self.stub = shard_pb2_grpc.ShardStub(self.channel)  # type: ignore[no-untyped-call]
+        self.stream: grpc.aio.StreamStreamCall
         self.outbox: asyncio.Queue[shard_pb2.Step] = asyncio.Queue()
 
-    def open(self) -> None:
-        self.stream = self.stub.Execute()
+    async def accepted(self, call: grpc.aio.Call) -> None:
+        """Returns when rank 0 has let the call in. The others let in whoever comes next, and may be busy until then."""
+        if self.rank > 0:
+            return
+        await call.initial_metadata()
+        if call.done():
+            raise ShardsLost(f"shard rank {self.rank} refuses: {await call.details()}")
 
     async def describe(self) -> shard_pb2.DescribeResponse:
         try:

@@ -1,7 +1,7 @@
 """Batch: one step of the protocol as the tensors of one forward, and the state a shard keeps of each sequence.
 
 In: a Step message and the sequences known so far. Out: packed token ids, a ForwardContext and the rows to sample.
-The only file besides `service` and `generation` that knows protobuf.
+What reads messages elsewhere (`runner`, `generation`, `service`) only passes them on.
 """
 
 import dataclasses

@@ -114,6 +114,7 @@ class ShardService(shard_pb2_grpc.ShardServicer):
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, message)
         async with self._driver:
             logger.info("driver connected call=%s", call)
+            await context.send_initial_metadata(())  # tells the client that it may call the other ranks
             try:
                 await asyncio.wrap_future(self._device_thread.submit(self.runner.begin))
                 yield
@@ -148,7 +149,10 @@ class ShardService(shard_pb2_grpc.ShardServicer):
         path = self.runner.folder.path / "tokenizer.json"
         if not path.exists():
             raise ModelError(f"Generate needs {path}, which is not there")
-        return Tokenizer.from_file(str(path))
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing more special
+            raise ModelError(f"{path} cannot be read as a tokenizer: {error}") from error
 
     def _report_loss(self, error: CollectiveError) -> None:
         if not self.lost.done():

@@ -66,6 +66,7 @@ async def test_a_mixed_batch_answers_like_each_request_alone(
     gib: str,
     budget: int,
     prefix_caching: bool,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = RouterConfig(
         str(embedded_model),
@@ -82,7 +83,8 @@ async def test_a_mixed_batch_answers_like_each_request_alone(
         sequences = [stream.sequence for stream, _ in results]
         num_preemptions = sum(sequence.num_preemptions for sequence in sequences)
         num_cached = sum(sequence.num_cached_tokens for sequence in sequences)
-        print(f"ties={num_ties} of {NUM_REQUESTS} preemptions={num_preemptions} cached_tokens={num_cached}")
+        with capsys.disabled():
+            print(f"\nties={num_ties} of {NUM_REQUESTS} preemptions={num_preemptions} cached_tokens={num_cached}", end=" ")
         assert num_ties <= 2
         assert (num_cached > 0) == prefix_caching
         if gib == FEW_BLOCKS and budget == 512:

@@ -25,7 +25,7 @@ def uds_path(tmp_path: pathlib.Path) -> str:
 async def connected(uds_path: str) -> AsyncIterator[ShardGroup]:
     news = asyncio.Event()
     group = await ShardGroup.connect(uds_path, news.set)
-    group.start()
+    await group.start()
     try:
         yield group
     finally:
@@ -153,7 +153,7 @@ async def test_news_are_told_for_results_and_for_losses(uds_path):
     news: list[int] = []
     async with FakeShards(uds_path) as shards:
         group = await ShardGroup.connect(uds_path, lambda: news.append(1))
-        group.start()
+        await group.start()
         group.send(first_step())
         await until(lambda: news)
         news.clear()

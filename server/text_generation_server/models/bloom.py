@@ -64,7 +64,7 @@ class Bloom:
         vocabulary = ("word_embeddings.weight", config.vocab_size, config.hidden_size, parallel)
         self.word_embeddings = VocabEmbedding(weights, *vocabulary)
         self.word_embeddings_layernorm = LayerNorm(weights, "word_embeddings_layernorm", config)
-        layers = tqdm(range(config.num_layers), desc="loading layers", disable=not parallel.is_first or None)
+        layers = tqdm(range(config.num_layers), desc="loading layers", delay=1, disable=not parallel.is_first)
         self.layers = [BloomLayer(config, weights, layer, heads, parallel, quantize) for layer in layers]
         self.ln_f = LayerNorm(weights, "ln_f", config)
         self.lm_head = self._load_head(weights, parallel)
