@@ -4,10 +4,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from shard_processes import ShardProcesses
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """The models are tiny, and threads that wait for each other on busy cores only make them slow."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

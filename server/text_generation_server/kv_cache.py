@@ -1,7 +1,7 @@
 """KVCache: the keys and values of all tokens that are kept, in blocks, one pair of tensors a layer.
 
-In: shapes and a memory budget. Out: tensors [num_blocks, block_size, num_kv_heads_local, head_dim].
-Which block belongs to whom is the router's business.
+In: shapes and a memory budget. Out: tensors [num_blocks, num_kv_heads_local, block_size, head_dim]: what one head reads of
+a block lies together. Which block belongs to whom is the router's business.
 """
 
 import math
@@ -21,16 +21,24 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (num_blocks, block_size, num_kv_heads, head_dim)
+        shape = (num_blocks, num_kv_heads, block_size, head_dim)
         self.block_size = block_size
         self.num_blocks = num_blocks
+        self.num_kv_heads = num_kv_heads
         self.keys = [_zeros(shape, dtype, device) for _ in range(num_layers)]
         self.values = [_zeros(shape, dtype, device) for _ in range(num_layers)]
 
-    def write(self, layer: int, slot_mapping: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-        """key, value [num_tokens, num_kv_heads, head_dim] → their slots."""
-        self.keys[layer].flatten(0, 1).index_copy_(0, slot_mapping, key)
-        self.values[layer].flatten(0, 1).index_copy_(0, slot_mapping, value)
+    def rows(self, slots: torch.Tensor) -> torch.Tensor:
+        """Slots [...] (block_id * block_size + offset) → [..., num_kv_heads]: where each head's vector of a slot is, as a row
+        of the cache seen as [num_blocks * num_kv_heads * block_size, head_dim]."""
+        heads = torch.arange(self.num_kv_heads, device=slots.device)
+        blocks, offsets = slots // self.block_size, slots % self.block_size
+        return (blocks.unsqueeze(-1) * self.num_kv_heads + heads) * self.block_size + offsets.unsqueeze(-1)
+
+    def write(self, layer: int, rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """key, value [num_tokens, num_kv_heads, head_dim] → their `rows` [num_tokens * num_kv_heads]."""
+        self.keys[layer].flatten(0, 2).index_copy_(0, rows, key.flatten(0, 1))
+        self.values[layer].flatten(0, 2).index_copy_(0, rows, value.flatten(0, 1))
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

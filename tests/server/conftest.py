@@ -1,20 +1,13 @@
-"""One torch thread for every test of this folder (the models are tiny, and threads only wait for each other), and what
-two ranks compute together."""
+"""What two ranks compute together, for the tests that look at it."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import two_ranks
 from shard_processes import free_port
 from tiny_models import save_random_bloom
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,9 @@ CPU = torch.device("cpu")
 def test_tokens_land_in_their_slots_of_their_layer() -> None:
     cache = KVCache(2, 4, 8, 3, 5, torch.float32, CPU)
     key, value = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
-    cache.write(1, torch.tensor([17, 31]), key, value)
-    assert torch.equal(cache.keys[1][2, 1], key[0])
-    assert torch.equal(cache.values[1][3, 7], value[1])
+    cache.write(1, cache.rows(torch.tensor([17, 31])).flatten(), key, value)
+    assert torch.equal(cache.keys[1][2, :, 1], key[0])
+    assert torch.equal(cache.values[1][3, :, 7], value[1])
     assert cache.keys[1].count_nonzero() == key.numel()
     assert cache.keys[0].count_nonzero() == 0
 

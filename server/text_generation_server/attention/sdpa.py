@@ -1,7 +1,7 @@
 """Paged attention in plain PyTorch: right everywhere, and what CPUs run.
 
-In: queries, keys and values of a packed batch. Out: attended values. Keys and values are written to their blocks and then
-gathered from them: decoding sequences in one padded call, prompt chunks one by one.
+In: queries, keys and values of a packed batch. Out: attended values. Keys and values are written to their blocks. Prompt
+chunks gather theirs one by one; decoding sequences do so in one padded call, or not at all where `sparse` can.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from text_generation_server.attention import sparse
 from text_generation_server.attention.context import ForwardContext
 from text_generation_server.kv_cache import KVCache
 
@@ -26,18 +27,18 @@ class PagedAttention:
 
     def bind(self, context: ForwardContext, dtype: torch.dtype) -> Attend:
         """Prepares what all layers of one forward share (the biases) and returns the function that they call."""
-        decode_bias = self._decode_bias(context).to(dtype) if context.num_decodes else None
+        written = self.cache.rows(context.slot_mapping).flatten()
+        attend_decodes = self._bind_decodes(context, dtype) if context.num_decodes else None
         prefills = [
             (row, self._prefill_bias(context.query_lengths[row], context.context_lengths[row]).to(dtype))
             for row in range(context.num_decodes, len(context.query_lengths))
         ]
 
         def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            self.cache.write(layer, context.slot_mapping, key, value)
+            self.cache.write(layer, written, key, value)
             parts = []
-            if decode_bias is not None:
-                tables = context.block_tables[: context.num_decodes, : _num_blocks(decode_bias, self.cache)]
-                parts.append(self._attend_decodes(layer, query[: context.num_decodes], tables, decode_bias))
+            if attend_decodes is not None:
+                parts.append(attend_decodes(layer, query[: context.num_decodes]))
             start = context.num_decodes
             for row, bias in prefills:
                 table = context.block_tables[row, : _num_blocks(bias, self.cache)]
@@ -47,14 +48,22 @@ class PagedAttention:
 
         return attend
 
-    def _attend_decodes(
-        self, layer: int, query: torch.Tensor, tables: torch.Tensor, bias: torch.Tensor
-    ) -> torch.Tensor:
-        """query [num_decodes, num_heads, head_dim], one token each, against all of their blocks at once."""
-        keys = self._gather(self.cache.keys[layer], tables)  # [num_decodes, num_heads, padded_length, head_dim]
-        values = self._gather(self.cache.values[layer], tables)
-        output = F.scaled_dot_product_attention(query.unsqueeze(2), keys, values, attn_mask=bias, scale=self.scale)
-        return output.squeeze(2)
+    def _bind_decodes(self, context: ForwardContext, dtype: torch.dtype) -> Callable[[int, torch.Tensor], torch.Tensor]:
+        """(layer, query [num_decodes, num_heads, head_dim]) → attended values: one token each, against all of its blocks."""
+        bias = self._decode_bias(context).to(dtype)
+        tables = context.block_tables[: context.num_decodes, : _num_blocks(bias, self.cache)]
+        if sparse.is_supported(dtype, self.slopes.device):
+            offsets = torch.arange(self.cache.block_size)
+            slots = (tables.unsqueeze(2) * self.cache.block_size + offsets).flatten(1)
+            return sparse.SparseDecode(self.cache.rows(slots), bias, self.scale, self.cache).attend
+
+        def attend(layer: int, query: torch.Tensor) -> torch.Tensor:
+            keys = self._gather(self.cache.keys[layer], tables)  # [num_decodes, num_heads, padded_length, head_dim]
+            values = self._gather(self.cache.values[layer], tables)
+            output = F.scaled_dot_product_attention(query.unsqueeze(2), keys, values, attn_mask=bias, scale=self.scale)
+            return output.squeeze(2)
+
+        return attend
 
     def _attend_prefill(self, layer: int, query: torch.Tensor, table: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """query [length, num_heads, head_dim] of one sequence against its own blocks."""
@@ -66,8 +75,10 @@ class PagedAttention:
 
     def _gather(self, blocks: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
         """[num_sequences, num_blocks] of block ids → [num_sequences, num_heads, num_blocks * block_size, head_dim]."""
-        gathered = blocks.index_select(0, tables.flatten())
-        return gathered.view(tables.shape[0], -1, *blocks.shape[2:]).transpose(1, 2)
+        num_heads, _, head_dim = blocks.shape[1:]
+        heads = torch.arange(num_heads, device=tables.device)
+        rows = tables.unsqueeze(1) * num_heads + heads[:, None]  # of the cache as [num_blocks * num_heads, block_size, …]
+        return blocks.flatten(0, 1).index_select(0, rows.flatten()).view(len(tables), num_heads, -1, head_dim)
 
     def _decode_bias(self, context: ForwardContext) -> torch.Tensor:
         """[num_decodes, num_heads, 1, padded_length]: ALiBi, and -inf past each sequence's end."""

@@ -1,0 +1,49 @@
+"""Attention of decoding sequences on a CPU without gathering keys and values: their blocks are read where they lie.
+
+In: where each sequence's keys and values are, and one query a sequence. Out: attended values. Scores are a sampled
+dense-dense product (only the query-key pairs that belong together are computed), and the sum of weighted values is an
+embedding bag over the value cache: both read each row of the cache once and write only what they return.
+"""
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+
+from text_generation_server.kv_cache import KVCache
+
+
+def is_supported(dtype: torch.dtype, device: torch.device) -> bool:
+    """PyTorch has the sampled product in float32, and on CPUs with MKL."""
+    return device.type == "cpu" and dtype == torch.float32 and torch.backends.mkl.is_available()
+
+
+class SparseDecode:
+    """One step's decoding sequences, for all layers. Row r of the pattern is head r % num_heads of sequence r // num_heads;
+    its columns are rows of the cache seen as [num_blocks * num_heads * block_size, head_dim]."""
+
+    def __init__(self, rows: torch.Tensor, bias: torch.Tensor, scale: float, cache: KVCache) -> None:
+        """rows [num_sequences, padded_length, num_heads] int64; bias [num_sequences, num_heads, 1, padded_length], -inf where
+        padded."""
+        num_pairs = bias.shape[0] * bias.shape[1]
+        self.cache = cache
+        self.scale = scale
+        self.columns = rows.transpose(1, 2).flatten()
+        self.row_ends = torch.arange(0, len(self.columns) + 1, bias.shape[-1])
+        self.pattern = _csr(self.row_ends, self.columns, bias.flatten(), (num_pairs, cache.keys[0][..., 0].numel()))
+
+    def attend(self, layer: int, query: torch.Tensor) -> torch.Tensor:
+        """query [num_sequences, num_heads, head_dim] → the same shape."""
+        keys, values = self.cache.keys[layer].flatten(0, 2), self.cache.values[layer].flatten(0, 2)
+        scores = torch.sparse.sampled_addmm(self.pattern, query.flatten(0, 1), keys.t(), alpha=self.scale).values()
+        weights = scores.view(len(self.row_ends) - 1, -1).softmax(dim=1)
+        output = F.embedding_bag(
+            self.columns, values, self.row_ends, mode="sum", per_sample_weights=weights.flatten(), include_last_offset=True
+        )
+        return output.view_as(query)
+
+
+def _csr(row_ends: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # "sparse CSR is in beta", once a process
+        return torch.sparse_csr_tensor(row_ends, columns, values, size, check_invariants=False)
