@@ -11,6 +11,7 @@ LAUNCH = $(BIN)/text-generation-launcher --port $(PORT) $(if $(NUM_SHARD),--num-
 DEV_SOCKET := /tmp/text-generation-dev
 
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 .PHONY: help install install-server install-router install-launcher run test lint proto server-dev router-dev \
         run-bloom-560m run-bloom-560m-quantize download-bloom run-bloom run-bloom-quantize load-test smoke-test bench clean
 

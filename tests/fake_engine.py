@@ -24,7 +24,6 @@ MODEL = Model(
     block_size=16,
     num_blocks=64,
     max_positions=128,
-    vocab_size=340,
     eos_token_ids=frozenset({2}),
     max_batch_tokens=64,
 )
@@ -59,9 +58,12 @@ class FakeEngine:
     async def wait_failed(self) -> None:
         await asyncio.Event().wait()
 
-    def submit(self, request: Request) -> "FakeStream":
+    def admit(self) -> None:
         if self.refusal:
             raise self.refusal
+
+    def submit(self, request: Request) -> "FakeStream":
+        self.admit()
         self.requests.append(request)
         self.streams.append(FakeStream(self, request))
         return self.streams[-1]

@@ -48,7 +48,7 @@ def sampler_input() -> tuple[torch.Tensor, list[Any]]:
 
 def _rank(rank: int, model: Path, folder: Path, port: int) -> None:
     from runner_steps import all_logits, generate, make_runner
-    from text_generation_server.errors import CollectiveError
+    from text_generation_server.errors import ShardLost
     from text_generation_server.parallel import Parallel
     from text_generation_server.sampler import Sampler
 
@@ -78,7 +78,7 @@ def _rank(rank: int, model: Path, folder: Path, port: int) -> None:
     try:
         parallel.all_reduce(mine)
         parallel.all_reduce(mine)
-    except CollectiveError as error:
+    except ShardLost as error:
         results["loss"] = str(error)
     results["loss_seconds"] = time.monotonic() - start_seconds
     torch.save(results, folder / "rank-0.pt")

@@ -52,6 +52,8 @@ def _answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(path))
+        except PermissionError:  # another user's
+            return True
         except OSError:
             return False
         return True

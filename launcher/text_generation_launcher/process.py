@@ -68,11 +68,10 @@ class Child:
 
     def kill(self) -> None:
         """SIGKILL to whatever is left of it and of its own children, then wait for its last lines."""
-        if self.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(KILL_SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(KILL_SECONDS)
         self.drain()
 
     def drain(self) -> None:

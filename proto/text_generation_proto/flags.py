@@ -89,9 +89,9 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], va
     elif value_type is bool:
         parser.add_argument(*names, action=argparse.BooleanOptionalAction, default=None, help=help_text)
     else:
-        parser.add_argument(
-            *names, type=value_type, choices=metadata["choices"], metavar=value_type.__name__.upper(), help=help_text
-        )
+        choices = metadata["choices"]
+        metavar = "{" + ",".join(choices) + "}" if choices else value_type.__name__.upper()
+        parser.add_argument(*names, type=value_type, choices=choices, metavar=metavar, help=help_text)
 
 
 def _from_environment(parser: argparse.ArgumentParser, owner: type, field: dataclasses.Field[Any], text: str) -> Any:

@@ -92,6 +92,7 @@ class GenerateApi:
 
     async def _check(self, http_request: web.Request, *, streamed: bool) -> "_Checked":
         start_seconds = time.monotonic()
+        self._engine.admit()
         body = schema.decode(await http_request.read(), schema.GenerateRequest)
         _, limits = self._served()
         request = await self._validation.check(body, limits, streamed=streamed)
@@ -166,10 +167,11 @@ class _Generation:
 
     def log(self) -> None:
         logger.info(
-            "request finished id=%d prompt_tokens=%d generated_tokens=%d finish_reason=%s queue_seconds=%.4f "
-            "total_seconds=%.4f",
+            "request finished id=%d prompt_tokens=%d cached_tokens=%d generated_tokens=%d finish_reason=%s "
+            "queue_seconds=%.4f total_seconds=%.4f",
             self.stream.sequence.id,
             self.stream.sequence.num_prompt_tokens,
+            self.stream.sequence.num_cached_tokens,
             self.num_tokens,
             self.finish_reason or "aborted",
             self.stream.queue_seconds,

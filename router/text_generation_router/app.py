@@ -20,7 +20,6 @@ from text_generation_router.validation import Validation
 
 MAX_BODY_BYTES = 2_000_000
 
-CONFIG = web.AppKey("config", RouterConfig)
 ENGINE = web.AppKey("engine", Engine)
 TOKENIZER = web.AppKey("tokenizer", Tokenizer)
 
@@ -29,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 def build_app(config: RouterConfig, engine: Engine, tokenizer: Tokenizer) -> web.Application:
     app = web.Application(middlewares=[errors_as_json], client_max_size=MAX_BODY_BYTES)
-    app[CONFIG], app[ENGINE], app[TOKENIZER] = config, engine, tokenizer
+    app[ENGINE], app[TOKENIZER] = engine, tokenizer
     validation = Validation(tokenizer, config.max_stop_sequences)
     app.add_routes(GenerateApi(config, engine, validation).routes())
     app.cleanup_ctx.append(_running_engine)

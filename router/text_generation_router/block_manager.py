@@ -71,7 +71,7 @@ class BlockManager:
         sequence.block_hashes = []
 
     def check_integrity(self, sequences: list[Sequence]) -> None:
-        """Asserts that every block is free or owned by exactly the sequences that name it. For tests and idle moments."""
+        """Asserts that every block is free or owned by exactly the sequences that name it. For tests."""
         owners = [0] * self.num_blocks
         for sequence in sequences:
             for block in sequence.block_ids:

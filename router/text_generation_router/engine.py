@@ -66,18 +66,27 @@ class Engine:
             self._loop_task.cancel()
             await asyncio.gather(self._loop_task, return_exceptions=True)
 
-    def submit(self, request: Request) -> GenerationStream:
-        """
+    def admit(self) -> None:
+        """Refuses what `submit` would refuse, before any work is put into a request.
+
         Raises:
             NotReady: the shards have never answered yet, or the server is shutting down.
             Overloaded: too many requests are in flight.
         """
-        if self.model is None or self._scheduler is None:
+        if self.model is None:
             raise NotReady(self.status)
         if self._stopping:
             raise NotReady("the server is shutting down")
         if len(self._streams) >= self._config.max_concurrent_requests:
             raise Overloaded()
+
+    def submit(self, request: Request) -> GenerationStream:
+        """
+        Raises:
+            NotReady, Overloaded: as `admit`.
+        """
+        self.admit()
+        assert self.model is not None and self._scheduler is not None, "admitted before adopted: this is a bug"
         sequence = Sequence(next(self._ids), request)
         criteria = StoppingCriteria(request.max_new_tokens, self.model.eos_token_ids, request.stop)
         stream = GenerationStream(sequence, criteria, self._tokenizer, on_cancel=self._release)
@@ -140,6 +149,7 @@ class Engine:
             self._scheduler = Scheduler(self._block_manager(model), budget)
         else:
             self._scheduler.interrupt(self._block_manager(model))
+            self._scheduler.max_batch_tokens = budget
             self._fail_what_no_longer_fits(self.limits.max_total_tokens)
         self.status = "ready"
         self._wake.set()

@@ -1,7 +1,7 @@
 """Scheduler: which sequences run in the next step, and what a step's result changes.
 
 In: sequences that wait, and results. Out: steps under a token budget. Steps are made ahead of their results: a decoding
-sequence goes on before its last token is known here, because the shards know it. Synchronous and pure: no tensors, no I/O.
+sequence goes on before its last token is known here, because the shards know it. Synchronous, no tensors, no I/O.
 """
 
 import bisect

@@ -82,7 +82,7 @@ class Sequence:
     @property
     def reaches_limit(self) -> bool:
         """Whether the tokens on their way fill `max_new_tokens`: the end that is known beforehand."""
-        return self.num_tokens - self.num_prompt_tokens >= self.request.max_new_tokens
+        return self.num_generated + self.num_pending >= self.request.max_new_tokens
 
     @property
     def finished(self) -> bool:

@@ -42,7 +42,6 @@ class Model:
     num_blocks: int
     max_positions: int
     max_batch_tokens: int
-    vocab_size: int
     eos_token_ids: frozenset[int]
 
 
@@ -90,7 +89,11 @@ class ShardGroup:
         """
         for client in self.clients:
             client.stream = client.stub.Execute()
-            await client.accepted(client.stream)
+            try:
+                await client.accepted(client.stream)
+            except ShardsLost:
+                await self.close()
+                raise
             self._tasks += [asyncio.create_task(self._write(client)), asyncio.create_task(self._read(client))]
 
     def send(self, step: scheduler.Step) -> None:
@@ -200,7 +203,6 @@ def _model(descriptions: Sequence[shard_pb2.DescribeResponse]) -> Model:
         num_blocks=min(description.num_blocks for description in descriptions),
         max_positions=first.max_positions,
         max_batch_tokens=min(description.max_batch_tokens for description in descriptions),
-        vocab_size=first.vocab_size,
         eos_token_ids=frozenset(first.eos_token_ids),
     )
 

@@ -27,10 +27,16 @@ def main() -> None:
     download.add_argument("model_id", metavar="MODEL_ID", help="name on the hub, or a local folder")
     download.add_argument("--revision", help="branch, tag or commit; the default is the main branch")
     namespace = parser.parse_args()
-    if namespace.command == "serve":
-        code = _serve(flags.from_namespace(ShardConfig, serve, namespace))
-    else:
-        code = _download(namespace.model_id, namespace.revision)
+    try:
+        if namespace.command == "serve":
+            code = _serve(flags.from_namespace(ShardConfig, serve, namespace))
+        else:
+            code = _download(namespace.model_id, namespace.revision)
+    except KeyboardInterrupt:
+        code = 0
+    except Exception:
+        logging.getLogger(__name__).exception("Error: unexpected")
+        code = 1
     # Threads of torch and gRPC may still wait for ranks that are gone; there is nothing left to clean up.
     sys.stdout.flush()
     sys.stderr.flush()

@@ -29,7 +29,8 @@ class ShardConfig:
     dtype: str | None = flag(
         None,
         choices=DTYPES,
-        help="Type of weights and arithmetic. Unset: bfloat16 on CUDA and on CPUs with bfloat16 units, else float32.",
+        help="Type of weights and arithmetic. Unset: bfloat16 on CUDA (float16 on cards without it) "
+        "and on CPUs with bfloat16 units, else float32.",
     )
     block_size: int = flag(
         16,
@@ -47,7 +48,9 @@ class ShardConfig:
         help="Most tokens of one step; a router's token budget must not exceed it. Unset: 4096 on CUDA, 512 on CPU.",
     )
     num_threads: int | None = flag(
-        None, help="CPU threads of this rank. Too many: ranks and router wait for each other. Unset: cores / ranks."
+        None,
+        help="CPU threads of this rank. Too many: ranks and router wait for each other. Unset: cores / ranks, or 1 for a "
+        "single rank whose model is so small that it decodes faster on one.",
     )
     rank: int = flag(0, help="This process's place among the shards, from 0.")
     world_size: int = flag(1, help="How many shards the model is split over. It must divide the number of heads.")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+SMALL_MODEL_BYTES = 64 * 2**20
 M_MMAP_THRESHOLD = -3  # mallopt(3)
 BFLOAT16_UNITS = {"avx512_bf16", "amx_bf16"}
 
@@ -19,9 +20,15 @@ def choose_device() -> torch.device:
     """The launcher shows each rank one GPU only; torchrun shows all of them and names ours in LOCAL_RANK."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    index = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    select(device)
+    return device
+
+
+def select(device: torch.device) -> None:
+    """Makes `device` the current one of this thread; CUDA keeps that for each thread."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
@@ -29,7 +36,7 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
     if name:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if BFLOAT16_UNITS & _cpu_flags() else torch.float32
 
 
@@ -39,6 +46,24 @@ def set_num_threads(num_threads: int | None, world_size: int, device: torch.devi
     default = 1 if device.type == "cuda" else max(1, cores // world_size)
     torch.set_num_threads(num_threads or default)
     return torch.get_num_threads()
+
+
+def use_one_thread_for_small_models(weight_bytes: int) -> None:
+    """What matrices that stay in a core's cache take is less than what threads take to meet."""
+    if weight_bytes < SMALL_MODEL_BYTES:
+        torch.set_num_threads(1)
+
+
+def works(device: torch.device) -> bool:
+    """Whether the device is still there for another step: some CUDA errors leave a context in which nothing succeeds."""
+    if device.type == "cpu":
+        return True
+    try:
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@
     ├── ModelError              the model folder: unknown architecture, missing or broken weights   → exit 1 at start
     ├── ConfigurationError      flags that do not fit the model or the machine                      → exit 1 at start
     ├── StepError               a step that contradicts the shard's state: the driver's mistake     → that step fails
-    └── CollectiveError         another rank is gone or out of step                                 → this rank exits
+    └── ShardLost               the other ranks are gone or out of step, or this one cannot go on   → this rank exits
 """
 
 
@@ -24,5 +24,5 @@ class StepError(ShardError):
     pass
 
 
-class CollectiveError(ShardError):
+class ShardLost(ShardError):
     pass

@@ -37,6 +37,8 @@ class KVCache:
 
     def write(self, layer: int, rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """key, value [num_tokens, num_kv_heads, head_dim] → their `rows` [num_tokens * num_kv_heads]."""
+        if key.dtype == torch.float16:  # what overflowed in one sequence must not reach the next owner of its blocks
+            key, value = key.nan_to_num(), value.nan_to_num()
         self.keys[layer].flatten(0, 2).index_copy_(0, rows, key.flatten(0, 1))
         self.values[layer].flatten(0, 2).index_copy_(0, rows, value.flatten(0, 1))
 

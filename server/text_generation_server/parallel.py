@@ -10,17 +10,18 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from text_generation_server.errors import CollectiveError, ConfigurationError
+from text_generation_server.errors import ConfigurationError, ShardLost
 
 MEETING_SIZE = 3
 
 
 class Parallel:
-    """Every method must be called by all ranks in the same order; a failure is a `CollectiveError`."""
+    """Every method must be called by all ranks in the same order; a failure is a `ShardLost`."""
 
-    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, rank: int = 0, world_size: int = 1, device: torch.device | None = None) -> None:
         self.rank = rank
         self.world_size = world_size
+        self.device = device or torch.device("cpu")
 
     @classmethod
     def connect(
@@ -31,10 +32,14 @@ class Parallel:
             backend = "nccl" if device.type == "cuda" else "gloo"
             timeout = datetime.timedelta(seconds=timeout_seconds)
             init_method = f"tcp://{address}:{port}"
-            _guarded(
-                lambda: dist.init_process_group(backend, init_method, timeout, rank=rank, world_size=world_size)
-            )
-        return cls(rank, world_size)
+            try:
+                dist.init_process_group(backend, init_method, timeout, rank=rank, world_size=world_size)
+            except dist.DistNetworkError as error:
+                reason = f"cannot meet the other ranks at {address}:{port} (--master-addr, --master-port): {_first_line(error)}"
+                raise ConfigurationError(reason) from error
+            except RuntimeError as error:
+                raise ShardLost(f"the other ranks did not come: {_first_line(error)}") from error
+        return cls(rank, world_size, device)
 
     @property
     def is_first(self) -> bool:
@@ -64,19 +69,15 @@ class Parallel:
         """Makes sure that no rank is still in the middle of a step that another never got: a driver may die between two
         of its writes. What such a rank waits for has another size than this."""
         if self.world_size > 1:
-            met = self.all_gather(torch.full((MEETING_SIZE,), MEETING_SIZE, device=self._device))
+            met = self.all_gather(torch.full((MEETING_SIZE,), MEETING_SIZE, device=self.device))
             if not bool((met == MEETING_SIZE).all()):
-                raise CollectiveError("the ranks are out of step")
+                raise ShardLost("the ranks are out of step")
 
     def minimum(self, value: int) -> int:
         """The smallest `value` of all ranks. On the CPU, for counts known at start."""
         if self.world_size == 1:
             return value
-        return int(self.all_gather(torch.tensor(value, device=self._device)).min())
-
-    @property
-    def _device(self) -> str:
-        return "cuda" if dist.get_backend() == "nccl" else "cpu"
+        return int(self.all_gather(torch.tensor(value, device=self.device)).min())
 
     def split(self, size: int, what: str) -> slice:
         """This rank's equal share of `size` things.
@@ -91,13 +92,20 @@ class Parallel:
 
     def split_padded(self, size: int) -> slice:
         """This rank's share where the last ranks may have fewer: for vocabularies, which need not divide."""
-        share = -(-size // self.world_size)
+        share = self.padded_share(size)
         return slice(min(self.rank * share, size), min((self.rank + 1) * share, size))
+
+    def padded_share(self, size: int) -> int:
+        return -(-size // self.world_size)
 
 
 def _guarded(collective: Callable[[], object]) -> None:
     try:
         collective()
     except RuntimeError as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
-        raise CollectiveError(f"lost the other ranks: {reason}") from error
+        raise ShardLost(f"lost the other ranks: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    """Gloo's and NCCL's messages go on for a page."""
+    return str(error).splitlines()[0].split(". ")[0]

@@ -13,7 +13,7 @@ from text_generation_proto.shard_pb2 import Step, StepResult, Timings
 from text_generation_server import device as devices
 from text_generation_server.batch import Batch, Sequences, SequenceState
 from text_generation_server.config import ShardConfig
-from text_generation_server.errors import CollectiveError, ConfigurationError, StepError
+from text_generation_server.errors import ConfigurationError, ShardLost, StepError
 from text_generation_server.kv_cache import KVCache, block_bytes
 from text_generation_server.models import ModelFolder
 from text_generation_server.parallel import Parallel
@@ -60,16 +60,15 @@ class Runner:
     def num_blocks(self) -> int:
         return self.cache.num_blocks
 
+    @torch.inference_mode()
     def warm_up(self) -> None:
         """One prompt chunk and one decode step, so that the first request does not pay for first calls."""
-        state = Step(id=0)
-        length = min(self.max_batch_tokens, self.num_blocks * self.block_size - 1, 32)
-        blocks = range(-(-(length + 1) // self.block_size))
-        state.add.add(id=0, token_ids=[0] * length)
-        state.work.add(sequence_id=0, start=0, length=length, block_ids=blocks, sample=True)
-        self._forward(state)
-        decode = Step(id=1)
+        length = min(self.max_batch_tokens, self.block_size)
+        prompt, decode = Step(), Step()
+        prompt.add.add(id=0, token_ids=[0] * length)
+        prompt.work.add(sequence_id=0, start=0, length=length, block_ids=[0, 1], sample=True)
         decode.work.add(sequence_id=0, start=length, length=1, sample=True)
+        self._forward(prompt)
         self._forward(decode)
         self.reset()
 
@@ -78,8 +77,8 @@ class Runner:
         """Computes the step. An error is the result's, except when the other ranks are lost: that is the process's.
 
         Raises:
-            CollectiveError: this rank can no longer keep pace with the others and must end. With several ranks that is so
-                after any failure within a forward: nobody knows which collective the others wait in.
+            ShardLost: this rank can no longer keep pace with the others and must end. With several ranks that is so after
+                any failure within a forward: nobody knows which collective the others wait in.
         """
         start_seconds = time.perf_counter()
         ids = {work.sequence_id for work in step.work}
@@ -89,12 +88,12 @@ class Runner:
         except StepError as error:
             logger.error("step refused id=%d reason=%s", step.id, error)
             result = self._failed(step, str(error))
-        except CollectiveError:
+        except ShardLost:
             raise
         except Exception as error:  # the outermost loop of this process: the step fails, the server goes on
             logger.exception("step failed id=%d", step.id)
-            if self.parallel.world_size > 1:
-                raise CollectiveError(f"this rank failed within a step: {error}") from error
+            if self.parallel.world_size > 1 or not devices.works(self.device):
+                raise ShardLost(f"this rank failed within a step: {error}") from error
             result = self._failed(step, f"{type(error).__name__}: {error}")
         self._last_ids = ids
         self._end_seconds = time.perf_counter()
@@ -107,7 +106,7 @@ class Runner:
         """A new driver: nothing is known, and all ranks are ready for its first step.
 
         Raises:
-            CollectiveError: one of them is not.
+            ShardLost: one of them is not.
         """
         self.reset()
         self.parallel.meet()
@@ -172,7 +171,7 @@ class Runner:
         return budget // cost
 
     def _free_cuda_bytes(self) -> int:
-        """What a worst-case step leaves: a whole token budget of prompts, all of it sampled."""
+        """What a step of a whole token budget of one prompt leaves."""
         num_blocks = -(-self.max_batch_tokens // self.block_size) + 1
         self.cache = self._make_cache(num_blocks)
         self.attention = self.model.make_attention(self.cache)
@@ -198,7 +197,7 @@ def load_runner(config: ShardConfig, path: Path) -> Runner:
     """The other ranks met, the weights in memory, the first step behind it."""
     folder = ModelFolder.read(path)
     device = devices.choose_device()
-    num_threads = devices.set_num_threads(config.num_threads, config.world_size, device)
+    devices.set_num_threads(config.num_threads, config.world_size, device)
     parallel = Parallel.connect(
         config.rank,
         config.world_size,
@@ -209,13 +208,15 @@ def load_runner(config: ShardConfig, path: Path) -> Runner:
     )
     start_seconds = time.perf_counter()
     runner = Runner(config, folder, parallel, device)
+    if config.num_threads is None and config.world_size == 1:
+        devices.use_one_thread_for_small_models(runner.model.weight_bytes)
     logger.info(
         "ready model_type=%s dtype=%s device=%s quantize=%s num_threads=%d num_blocks=%d weight_bytes=%d loading_seconds=%.1f",
         folder.model_type,
         str(runner.dtype).removeprefix("torch."),
         device,
         config.quantize,
-        num_threads,
+        torch.get_num_threads(),
         runner.num_blocks,
         runner.model.weight_bytes,
         time.perf_counter() - start_seconds,

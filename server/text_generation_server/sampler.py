@@ -62,8 +62,7 @@ class Sampler:
         """[num_rows, vocab_size_local] → [num_rows, vocab_size]; the last ranks' parts may be shorter."""
         if self.parallel.world_size == 1:
             return logits
-        share = -(-self.vocab_size // self.parallel.world_size)
-        padded = torch.nn.functional.pad(logits, (0, share - logits.shape[1]))
+        padded = torch.nn.functional.pad(logits, (0, self.parallel.padded_share(self.vocab_size) - logits.shape[1]))
         return torch.cat(self.parallel.all_gather(padded).unbind(0), dim=1)[:, : self.vocab_size]
 
     def _draw(self, logits: torch.Tensor, sequence: SequenceState) -> int:

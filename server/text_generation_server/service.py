@@ -29,8 +29,9 @@ from text_generation_proto.shard_pb2 import (
     Step,
     StepResult,
 )
+from text_generation_server import device as devices
 from text_generation_server.config import ShardConfig
-from text_generation_server.errors import CollectiveError, ConfigurationError, ModelError, StepError
+from text_generation_server.errors import ConfigurationError, ModelError, ShardLost, StepError
 from text_generation_server.generation import Generation
 from text_generation_server.runner import Runner
 
@@ -46,9 +47,10 @@ class ShardService(shard_pb2_grpc.ShardServicer):
     def __init__(self, config: ShardConfig, runner: Runner) -> None:
         self.config = config
         self.runner = runner
-        self.lost: asyncio.Future[CollectiveError] = asyncio.get_running_loop().create_future()
-        self._device_thread = ThreadPoolExecutor(1, "device")
+        self.lost: asyncio.Future[ShardLost] = asyncio.get_running_loop().create_future()
+        self._device_thread = ThreadPoolExecutor(1, "device", initializer=devices.select, initargs=(runner.device,))
         self._driver = asyncio.Lock()
+        self._tokenizer: Tokenizer | None = None
 
     async def Describe(self, request: DescribeRequest, context: grpc.aio.ServicerContext) -> DescribeResponse:
         config, runner = self.config, self.runner
@@ -94,8 +96,7 @@ class ShardService(shard_pb2_grpc.ShardServicer):
     ) -> AsyncIterator[GenerateResponse]:
         async with self._driving("Generate", context):
             try:
-                tokenizer = self._tokenizer()
-                steps = Generation(request, self.runner, tokenizer).steps()
+                steps = (await asyncio.to_thread(self._generation, request)).steps()
                 # Closed before the driver is gone: what is left of the batch must run while its sequences are known.
                 async with contextlib.aclosing(self._on_device_thread(steps)) as batches:
                     async for responses in batches:
@@ -118,7 +119,7 @@ class ShardService(shard_pb2_grpc.ShardServicer):
             try:
                 await asyncio.wrap_future(self._device_thread.submit(self.runner.begin))
                 yield
-            except CollectiveError as error:
+            except ShardLost as error:
                 self._report_loss(error)
                 await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
             finally:
@@ -145,16 +146,23 @@ class ShardService(shard_pb2_grpc.ShardServicer):
             if self.config.world_size > 1:
                 self._device_thread.submit(lambda: [None for _ in steps])
 
-    def _tokenizer(self) -> Tokenizer:
+    def _generation(self, request: GenerateRequest) -> Generation:
+        self._tokenizer = self._tokenizer or self._load_tokenizer()
+        return Generation(request, self.runner, self._tokenizer)
+
+    def _load_tokenizer(self) -> Tokenizer:
         path = self.runner.folder.path / "tokenizer.json"
         if not path.exists():
             raise ModelError(f"Generate needs {path}, which is not there")
         try:
-            return Tokenizer.from_file(str(path))
+            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer.no_truncation()  # saved settings of training: they would cut a prompt, or fill it up
+            tokenizer.no_padding()
+            return tokenizer
         except Exception as error:  # the library raises nothing more special
             raise ModelError(f"{path} cannot be read as a tokenizer: {error}") from error
 
-    def _report_loss(self, error: CollectiveError) -> None:
+    def _report_loss(self, error: ShardLost) -> None:
         if not self.lost.done():
             self.lost.set_result(error)
 

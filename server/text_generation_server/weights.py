@@ -28,9 +28,6 @@ class Weights:
         }
         self._unused = set(self._location)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._location
-
     def load(self, name: str, shape: tuple[int, ...], rows: slice | None = None, columns: slice | None = None) -> torch.Tensor:
         """Rows and columns of `name`, whose whole shape must be `shape`, as a tensor of its own.
 

@@ -188,7 +188,7 @@ async def test_one_log_line_a_request_tells_how_it_went_and_never_the_prompt(cli
     engine.failure = errors.GenerationFailed("x")
     await (await post(client, "/generate_stream", inputs="AAAA")).read()
     finished, aborted = caplog.messages
-    assert f"request finished id=0 prompt_tokens=4 generated_tokens={len(engine.token_ids)} " in finished
+    assert f"request finished id=0 prompt_tokens=4 cached_tokens=0 generated_tokens={len(engine.token_ids)} " in finished
     assert "finish_reason=eos_token queue_seconds=0.0010 total_seconds=" in finished
     assert "finish_reason=aborted" in aborted
     assert "AAAA" not in caplog.text and TEXT not in caplog.text

@@ -342,7 +342,6 @@ MODEL = Model(
     num_blocks=10,
     max_positions=200,
     max_batch_tokens=64,
-    vocab_size=340,
     eos_token_ids=frozenset({2}),
 )
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from text_generation_server.errors import CollectiveError, ConfigurationError
+from text_generation_server.errors import ConfigurationError, ShardLost
 from text_generation_server.parallel import Parallel
 from two_ranks import TIMEOUT_SECONDS
 
@@ -35,7 +35,7 @@ def test_a_rank_whose_partner_dies_says_so_in_one_line_and_in_time(ranks: list[d
 
 
 def test_a_rank_that_nobody_meets_gives_up_in_time() -> None:
-    with pytest.raises(CollectiveError, match="lost the other ranks"):
+    with pytest.raises(ShardLost, match="lost the other ranks"):
         Parallel.connect(1, 2, torch.device("cpu"), "127.0.0.1", 1, timeout_seconds=0.5)
 
 

@@ -52,9 +52,8 @@ class VocabHead(torch.nn.Module):
         tied_table: torch.Tensor | None,
     ) -> None:
         super().__init__()
-        self.rows = parallel.split_padded(vocab_size)
         if tied_table is None:
-            tied_table = weights.load(name, (vocab_size, hidden_size), rows=self.rows)
+            tied_table = weights.load(name, (vocab_size, hidden_size), rows=parallel.split_padded(vocab_size))
         self.linear = make_linear(tied_table, None)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ In: a rank's slice of a weight. Out: a module that multiplies by it. bitsandbyte
 """
 
 import importlib
+import logging
 from types import ModuleType
 
 import torch
@@ -56,6 +57,8 @@ class FourBitLinear(torch.nn.Module):
 
 
 def import_bitsandbytes() -> ModuleType:
+    # It warns at every call that inputs in another type than float16 are cast, which they always are.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     try:
         return importlib.import_module("bitsandbytes")
     except ImportError as error:
