@@ -196,6 +196,7 @@ class Runner:
 def load_runner(config: ShardConfig, path: Path) -> Runner:
     """The other ranks met, the weights in memory, the first step behind it."""
     folder = ModelFolder.read(path)
+    folder.check_world_size(config.world_size)  # before the ranks wait for each other
     device = devices.choose_device()
     devices.set_num_threads(config.num_threads, config.world_size, device)
     parallel = Parallel.connect(

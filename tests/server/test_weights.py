@@ -61,9 +61,10 @@ def test_tensors_come_in_the_dtype_asked_for(folder: Path) -> None:
 
 
 def test_names_are_the_same_with_and_without_the_prefix(folder: Path, tmp_path: Path) -> None:
-    assert "matrix" in opened(folder, "h.")
-    assert "h.matrix" in opened(folder, "transformer.")
-    assert "matrix" not in opened(folder)
+    assert opened(folder, "h.").load("matrix", (8, 6)).shape == (8, 6)
+    assert opened(folder, "transformer.").load("h.matrix", (8, 6)).shape == (8, 6)
+    with pytest.raises(ModelError):
+        opened(folder).load("matrix", (8, 6))
 
 
 def test_a_wrong_shape_is_named_with_both_shapes(folder: Path) -> None:
@@ -92,7 +93,8 @@ def test_an_index_joins_several_files(folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
     weights = opened(folder)
     assert torch.equal(weights.load("other", (3,)), torch.ones(3))
-    assert "stray" not in weights
+    with pytest.raises(ModelError, match="no tensor stray"):
+        weights.load("stray", (3,))
 
 
 def test_a_file_that_the_index_names_but_is_not_there_is_named(folder: Path) -> None:

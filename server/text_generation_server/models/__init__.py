@@ -43,6 +43,13 @@ class ModelFolder:
             eos = _read_json(generation).get("eos_token_id", eos)
         return cls(path, model_type, config, () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,))
 
+    def check_world_size(self, world_size: int) -> None:
+        """
+        Raises:
+            ConfigurationError: the model does not split over so many shards.
+        """
+        Parallel(0, world_size).split(self._model_config().num_heads, "attention heads")
+
     def load(
         self, device: torch.device, dtype: torch.dtype, parallel: Parallel, quantize: str | None
     ) -> tuple[Bloom, Weights]:
@@ -51,15 +58,18 @@ class ModelFolder:
         Raises:
             ModelError, ConfigurationError: with one line that says what does not fit.
         """
-        config_class, model_class = NATIVE[self.model_type]
-        try:
-            config = config_class.from_json(self.config)
-        except KeyError as error:
-            raise ModelError(f"config.json of {self.path} lacks {error}") from error
+        _, model_class = NATIVE[self.model_type]
         weights = Weights(self.path, device, dtype, model_class.prefix)
-        model = model_class(config, weights, parallel, quantize)
+        model = model_class(self._model_config(), weights, parallel, quantize)
         weights.check_all_used()
         return model, weights
+
+    def _model_config(self) -> BloomConfig:
+        config_class, _ = NATIVE[self.model_type]
+        try:
+            return config_class.from_json(self.config)
+        except KeyError as error:
+            raise ModelError(f"config.json of {self.path} lacks {error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
