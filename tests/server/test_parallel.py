@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from text_generation_server.errors import ConfigurationError, ShardLost
+from text_generation_server.errors import ConfigurationError
 from text_generation_server.parallel import Parallel
 from two_ranks import TIMEOUT_SECONDS
 
