@@ -1,5 +1,6 @@
 """Fixtures that several suites share: the embedded model, tiny random ones, and shard processes."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,16 @@ REPOSITORY = Path(__file__).parent.parent
 def one_thread() -> None:
     """The models are tiny, and threads that wait for each other on busy cores only make them slow."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """What a test configures of logging ends with it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -1,22 +1,12 @@
 import json
 import logging
 import re
-from collections.abc import Iterator
 
 import pytest
 
 from text_generation_proto import logs
 
 logger = logging.getLogger("text_generation_router.engine")
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
