@@ -63,11 +63,12 @@ class Bloom:
         self.slopes = alibi_slopes(config.num_heads)[heads].to(weights.device)
         vocabulary = ("word_embeddings.weight", config.vocab_size, config.hidden_size, parallel)
         self.word_embeddings = VocabEmbedding(weights, *vocabulary)
+        # The largest matrix first: while it is put in order it is there twice, and nothing else should be there yet.
+        self.lm_head = self._load_head(weights, parallel)
         self.word_embeddings_layernorm = LayerNorm(weights, "word_embeddings_layernorm", config)
         layers = tqdm(range(config.num_layers), desc="loading layers", delay=1, disable=not parallel.is_first)
         self.layers = [BloomLayer(config, weights, layer, heads, parallel, quantize) for layer in layers]
         self.ln_f = LayerNorm(weights, "ln_f", config)
-        self.lm_head = self._load_head(weights, parallel)
 
     def make_attention(self, cache: KVCache) -> PagedAttention:
         return PagedAttention(self.slopes, self.config.head_dim**-0.5, cache)
