@@ -40,7 +40,7 @@ class ShardConfig:
     kv_cache_gib: float | None = flag(
         None,
         help="Memory for the KV cache of this rank, in GiB. Too small: few sequences run at once and get preempted; too "
-        "large: no memory for anything else. Unset: what is free on CUDA after a worst-case step, 1 on CPU.",
+        "large: no memory for anything else. Unset: what a step of a whole token budget leaves on CUDA, 1 on CPU.",
     )
     max_batch_tokens: int | None = flag(
         None,

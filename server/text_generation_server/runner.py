@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 CPU_KV_CACHE_GIB = 1.0
 CPU_BATCH_TOKENS = 512
 CUDA_BATCH_TOKENS = 4096
-CUDA_MEMORY_SHARE = 0.92  # of what is free after the worst step; the rest is for fragments
+CUDA_MEMORY_SHARE = 0.92  # of what the measured step leaves; the rest is for fragments and for batches of many decodes
 
 
 class Runner:
     def __init__(self, config: ShardConfig, folder: ModelFolder, parallel: Parallel, device: torch.device) -> None:
-        """Loads the weights, measures the worst step on CUDA, and takes the memory for the KV cache.
+        """Loads the weights, measures a full step on CUDA, and takes the memory for the KV cache.
 
         Raises:
             ModelError, ConfigurationError: with one line that says what does not fit.

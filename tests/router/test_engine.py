@@ -2,18 +2,19 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+import fake_engine
 import tiny_tokenizers
 from fakes import EOS, LOGPROB, FakeShards, Script, answer, until
 from text_generation_router.config import RouterConfig
 from text_generation_router.engine import Engine, limits
 from text_generation_router.errors import GenerationFailed, NotReady, Overloaded
 from text_generation_router.sequence import Request
-from text_generation_router.shards import Model
 from text_generation_router.stream import GenerationStream, TokenEvent
 from text_generation_router.tokenizer import Tokenizer
 
@@ -331,19 +332,7 @@ async def test_a_shutdown_fails_what_does_not_finish_in_time(uds_path, tokenizer
             await read(stream)
 
 
-MODEL = Model(
-    model_id="m",
-    model_type="bloom",
-    dtype="float32",
-    device="cpu",
-    quantize=None,
-    num_shards=1,
-    block_size=16,
-    num_blocks=10,
-    max_positions=200,
-    max_batch_tokens=64,
-    eos_token_ids=frozenset({2}),
-)
+MODEL = dataclasses.replace(fake_engine.MODEL, block_size=16, num_blocks=10, max_positions=200)
 
 
 @pytest.mark.parametrize(
