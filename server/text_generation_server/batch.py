@@ -5,6 +5,7 @@ What reads messages elsewhere (`runner`, `generation`, `service`) only passes th
 """
 
 import dataclasses
+import math
 
 import torch
 
@@ -23,6 +24,17 @@ class Sampling:
     top_p: float | None
     repetition_penalty: float
     seed: int
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    typical_p: float | None = None
+    logit_bias: dict[int, float] = dataclasses.field(default_factory=dict)
+    watermark: bool = False
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether anything at all is to be done before temperature and filters: for most requests there is not."""
+        penalties = self.repetition_penalty != 1.0 or self.frequency_penalty or self.presence_penalty
+        return bool(penalties or self.logit_bias or self.watermark)
 
     @classmethod
     def from_proto(cls, message: SamplingParameters) -> "Sampling":
@@ -37,12 +49,24 @@ class Sampling:
             top_p=message.top_p if message.HasField("top_p") and message.top_p < 1 else None,
             repetition_penalty=message.repetition_penalty if message.HasField("repetition_penalty") else 1.0,
             seed=message.seed,
+            frequency_penalty=message.frequency_penalty,
+            presence_penalty=message.presence_penalty,
+            typical_p=message.typical_p if message.HasField("typical_p") and message.typical_p != 1 else None,
+            logit_bias=dict(message.logit_bias),
+            watermark=message.watermark,
         )
-        if not (sampling.temperature > 0 and sampling.repetition_penalty > 0):
-            raise StepError("temperature and repetition_penalty must be strictly positive")
-        if sampling.top_k == 0 or (sampling.top_p is not None and not sampling.top_p > 0):
-            raise StepError("top_k and top_p must be strictly positive")
+        sampling._check()
         return sampling
+
+    def _check(self) -> None:
+        if not (self.temperature > 0 and self.repetition_penalty > 0):
+            raise StepError("temperature and repetition_penalty must be strictly positive")
+        if self.top_k == 0 or (self.top_p is not None and not self.top_p > 0):
+            raise StepError("top_k and top_p must be strictly positive")
+        if self.typical_p is not None and not 0 < self.typical_p <= 1:
+            raise StepError("typical_p must be in (0, 1]")
+        if not all(map(math.isfinite, (self.frequency_penalty, self.presence_penalty, *self.logit_bias.values()))):
+            raise StepError("frequency_penalty, presence_penalty and logit_bias must be finite")
 
 
 @dataclasses.dataclass(slots=True)
@@ -52,11 +76,37 @@ class SequenceState:
     id: int
     token_ids: list[int]
     sampling: Sampling
+    num_prompt_tokens: int
+    num_top_tokens: int = 0
+    prompt_logprobs: bool = False
     block_table: list[int] = dataclasses.field(default_factory=list)
 
     @classmethod
     def from_proto(cls, message: NewSequence) -> "SequenceState":
-        return cls(message.id, list(message.token_ids), Sampling.from_proto(message.sampling))
+        return cls(
+            id=message.id,
+            token_ids=list(message.token_ids),
+            sampling=Sampling.from_proto(message.sampling),
+            num_prompt_tokens=message.num_prompt_tokens or len(message.token_ids),
+            num_top_tokens=message.num_top_tokens,
+            prompt_logprobs=message.prompt_logprobs,
+        )
+
+    @property
+    def generated(self) -> list[int]:
+        return self.token_ids[self.num_prompt_tokens :]
+
+    def check_new(self, vocab_size: int) -> None:
+        """
+        Raises:
+            StepError: it names tokens that do not exist, or asks for more than there are.
+        """
+        if max((*self.token_ids, *self.sampling.logit_bias), default=0) >= vocab_size:
+            raise StepError(f"sequence {self.id}: token ids must be less than {vocab_size}")
+        if self.num_top_tokens > vocab_size:
+            raise StepError(f"sequence {self.id}: there are only {vocab_size} tokens to be top tokens")
+        if self.num_prompt_tokens > len(self.token_ids):
+            raise StepError(f"sequence {self.id}: its {len(self.token_ids)} tokens have no prompt of {self.num_prompt_tokens}")
 
     def check(self, work: Work, block_size: int, num_blocks: int) -> None:
         """
@@ -73,22 +123,42 @@ class SequenceState:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class PromptRows:
+    """Neighbouring rows of the packed batch that say how likely a prompt's tokens at `positions` were."""
+
+    sequence: SequenceState
+    positions: range
+    rows: range  # each one before that of its position's own token
+
+    @classmethod
+    def from_work(cls, sequence: SequenceState, work: Work, first_row: int) -> "PromptRows":
+        positions = range(work.start + 1, min(work.start + work.length + 1, sequence.num_prompt_tokens))
+        return cls(sequence, positions, range(first_row, first_row + len(positions)))
+
+    @property
+    def target_ids(self) -> list[int]:
+        return self.sequence.token_ids[self.positions.start : self.positions.stop]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Batch:
     token_ids: torch.Tensor  # [num_tokens] int64, packed, sequences of one token first
     context: ForwardContext
     sampled_rows: torch.Tensor  # [num_sampled] int64: rows of the packed batch whose next token is wanted
     sampled: list[SequenceState]  # the sequences of those rows
+    prompts: list[PromptRows]  # whose log-probabilities are wanted
 
     @classmethod
-    def from_work(
-        cls, works: list[tuple[SequenceState, Work]], block_size: int, device: torch.device
-    ) -> "Batch":
+    def from_work(cls, works: list[tuple[SequenceState, Work]], block_size: int, device: torch.device) -> "Batch":
         decodes = [pair for pair in works if pair[1].length == 1]
         ordered = decodes + [pair for pair in works if pair[1].length > 1]
         token_ids: list[int] = []
         slots: list[int] = []
         sampled_rows: list[int] = []
+        prompts: list[PromptRows] = []
         for sequence, work in ordered:
+            if sequence.prompt_logprobs:
+                prompts.append(PromptRows.from_work(sequence, work, len(token_ids)))
             token_ids += sequence.token_ids[work.start : work.start + work.length]
             slots += _slots(sequence.block_table, work.start, work.length, block_size)
             if work.sample:
@@ -105,6 +175,7 @@ class Batch:
             context=context,
             sampled_rows=torch.tensor(sampled_rows, device=device, dtype=torch.long),
             sampled=[sequence for sequence, work in ordered if work.sample],
+            prompts=[prompt for prompt in prompts if prompt.rows],
         )
 
 
@@ -132,9 +203,9 @@ class Sequences:
         for message in step.add:
             if message.id in self._states:
                 raise StepError(f"sequence {message.id} is added twice")
-            if max(message.token_ids, default=0) >= self.vocab_size:
-                raise StepError(f"sequence {message.id}: token ids must be less than {self.vocab_size}")
-            self._states[message.id] = SequenceState.from_proto(message)
+            state = SequenceState.from_proto(message)
+            state.check_new(self.vocab_size)
+            self._states[message.id] = state
         if sum(work.length for work in step.work) > self.max_batch_tokens:
             raise StepError(f"a step may compute at most {self.max_batch_tokens} tokens")
         if len({work.sequence_id for work in step.work}) < len(step.work):

@@ -42,6 +42,9 @@ class ShardConfig:
         help="Memory for the KV cache of this rank, in GiB. Too small: few sequences run at once and get preempted; too "
         "large: no memory for anything else. Unset: what a step of a whole token budget leaves on CUDA, 1 on CPU.",
     )
+    cuda_memory_fraction: float = flag(
+        1.0, help="Share of a GPU's memory that this rank may use; the rest is left to other programs."
+    )
     max_batch_tokens: int | None = flag(
         None,
         env="MAX_BATCH_PREFILL_TOKENS",
@@ -51,6 +54,12 @@ class ShardConfig:
         None,
         help="CPU threads of this rank. Too many: ranks and router wait for each other. Unset: cores / ranks, or 1 for a "
         "single rank whose model is so small that it decodes faster on one.",
+    )
+    watermark_gamma: float = flag(
+        0.5, help="Share of the vocabulary that a watermark prefers at each token. Detection must be told the same."
+    )
+    watermark_delta: float = flag(
+        2.0, help="What a watermark adds to the logits of that share. Larger is easier to detect and worse to read."
     )
     rank: int = flag(0, help="This process's place among the shards, from 0.")
     world_size: int = flag(1, help="How many shards the model is split over. It must divide the number of heads.")
@@ -72,6 +81,10 @@ class ShardConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"`{name}` must be > 0. Given: {value}")
+
+        for name in ("cuda_memory_fraction", "watermark_gamma"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be > 0 and <= 1. Given: {getattr(self, name)}")
 
     @property
     def socket_path(self) -> str:

@@ -1,11 +1,13 @@
-"""Which device and dtype this rank computes with, and how much memory its process holds.
+"""Which device and dtype this rank computes with, how much memory its process holds, and what a device's work takes.
 
-In: what the flags say. Out: a torch device, a torch dtype, byte counts. Knows nothing of models.
+In: what the flags say. Out: a torch device, a torch dtype, byte counts, microseconds. Knows nothing of models.
 """
 
 import contextlib
 import ctypes
+import itertools
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +78,32 @@ def returning_freed_memory() -> Iterator[None]:
         yield
     finally:
         set_option(M_MMAP_THRESHOLD, 32 * 1024 * 1024)
+
+
+class Laps:
+    """How long the parts of a step took, from construction on. Work on CUDA runs behind the calls that order it: the device
+    itself notes the time there, so that nothing waits at a mark."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_cuda = device.type == "cuda"
+        self.seconds: list[float] = []
+        self.events: list[torch.cuda.Event] = []
+        self.mark()
+
+    def mark(self) -> None:
+        """A part ends, and the next one begins."""
+        if self.on_cuda:
+            self.events.append(torch.cuda.Event(enable_timing=True))
+            self.events[-1].record()
+        else:
+            self.seconds.append(time.perf_counter())
+
+    def micros(self) -> list[int]:
+        """Of each part; waits until the device is done with the last one."""
+        if self.on_cuda:
+            self.events[-1].synchronize()
+            return [int(start.elapsed_time(end) * 1e3) for start, end in itertools.pairwise(self.events)]
+        return [int((end - start) * 1e6) for start, end in itertools.pairwise(self.seconds)]
 
 
 class PeakMemory:

@@ -87,7 +87,12 @@ class Generation:
     def _first_step(self) -> Step:
         step = Step(id=0)
         for row in self.rows:
-            step.add.add(id=row.index, token_ids=row.token_ids, sampling=self.request.sampling)
+            step.add.add(
+                id=row.index,
+                token_ids=row.token_ids,
+                num_prompt_tokens=row.num_prompt_tokens,
+                sampling=self.request.sampling,
+            )
         return step
 
     def _add_work(self, step: Step, active: list[_Row]) -> None:

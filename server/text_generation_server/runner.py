@@ -9,15 +9,17 @@ from pathlib import Path
 
 import torch
 
-from text_generation_proto.shard_pb2 import Step, StepResult, Timings
+from text_generation_proto.shard_pb2 import PromptLogprobs, Step, StepResult, Timings
 from text_generation_server import device as devices
-from text_generation_server.batch import Batch, Sequences, SequenceState
+from text_generation_server.batch import Batch, PromptRows, Sequences, SequenceState
 from text_generation_server.config import ShardConfig
 from text_generation_server.errors import ConfigurationError, ShardLost, StepError
 from text_generation_server.kv_cache import KVCache, block_bytes
+from text_generation_server.logits import Watermark
+from text_generation_server.logprobs import TokenLogprobs
 from text_generation_server.models import ModelFolder
 from text_generation_server.parallel import Parallel
-from text_generation_server.sampler import Sampler
+from text_generation_server.sampler import Sampled, Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +47,8 @@ class Runner:
         self.weight_bytes_read = weights.bytes_read
         on_cuda = device.type == "cuda"
         self.max_batch_tokens = config.max_batch_tokens or (CUDA_BATCH_TOKENS if on_cuda else CPU_BATCH_TOKENS)
-        self.sampler = Sampler(self.model.config.vocab_size, parallel)
+        watermark = Watermark(config.watermark_gamma, config.watermark_delta)
+        self.sampler = Sampler(self.model.config.vocab_size, parallel, watermark)
         self.block_size = config.block_size
         num_blocks = parallel.minimum(self._num_blocks(config))
         self.cache = self._make_cache(num_blocks)
@@ -126,18 +129,29 @@ class Runner:
         if not works:
             return result
         batch = Batch.from_work(works, self.block_size, self.device)
+        laps = devices.Laps(self.device)
         hidden = self.model.forward(batch.token_ids, batch.context, self.attention)
-        if batch.sampled:
-            logits = self.model.logits(hidden[batch.sampled_rows])
-            self._append(result, batch.sampled, *self.sampler.sample(logits, batch.sampled))
+        logits = self.model.logits(hidden[batch.sampled_rows]) if batch.sampled else None
+        laps.mark()
+        if batch.prompts:
+            found = self.sampler.logprobs.of_prompts(hidden, batch.prompts, self.model.logits)
+            result.prompts.extend(map(_prompt_logprobs, batch.prompts, found))
+        if logits is not None:
+            self._append(result, batch.sampled, self.sampler.sample(logits, batch.sampled))
+        laps.mark()
+        result.forward_micros, result.sample_micros = laps.micros()
         return result
 
-    def _append(
-        self, result: StepResult, sampled: list[SequenceState], token_ids: list[int], logprobs: list[float]
-    ) -> None:
-        for sequence, token_id, logprob in zip(sampled, token_ids, logprobs, strict=True):
+    def _append(self, result: StepResult, sequences: list[SequenceState], sampled: Sampled) -> None:
+        for sequence, token_id, logprob, top_ids, top_logprobs in zip(sequences, *sampled, strict=True):
             sequence.token_ids.append(token_id)
-            result.tokens.add(sequence_id=sequence.id, token_id=token_id, logprob=logprob)
+            result.tokens.add(
+                sequence_id=sequence.id,
+                token_id=token_id,
+                logprob=logprob,
+                top_token_ids=top_ids,
+                top_logprobs=top_logprobs,
+            )
 
     def _make_cache(self, num_blocks: int) -> KVCache:
         config = self.model.config
@@ -163,21 +177,21 @@ class Runner:
         model = self.model.config
         cost = block_bytes(model.num_layers, self.block_size, self.model.num_kv_heads, model.head_dim, self.dtype)
         if config.kv_cache_gib is None and self.device.type == "cuda":
-            budget = self._free_cuda_bytes()
+            budget = self._free_cuda_bytes(config.cuda_memory_fraction)
         else:
             budget = int((config.kv_cache_gib or CPU_KV_CACHE_GIB) * 2**30)
         if budget < 2 * cost:
             raise ConfigurationError(f"no room for the KV cache: {budget} bytes, one block of it takes {cost}")
         return budget // cost
 
-    def _free_cuda_bytes(self) -> int:
-        """What a step of a whole token budget of one prompt leaves."""
+    def _free_cuda_bytes(self, memory_fraction: float) -> int:
+        """What a step of a whole token budget of one prompt, with its log-probabilities, leaves of this rank's share."""
         num_blocks = -(-self.max_batch_tokens // self.block_size) + 1
         self.cache = self._make_cache(num_blocks)
         self.attention = self.model.make_attention(self.cache)
         self.sequences = self._make_sequences(num_blocks)
         step = Step()
-        step.add.add(id=0, token_ids=[0] * self.max_batch_tokens)
+        step.add.add(id=0, token_ids=[0] * self.max_batch_tokens, prompt_logprobs=True, num_top_tokens=1)
         step.work.add(
             sequence_id=0, start=0, length=self.max_batch_tokens, block_ids=range(num_blocks), sample=True
         )
@@ -190,7 +204,18 @@ class Runner:
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self.device)
         others = total - free - torch.cuda.memory_reserved(self.device)
-        return int((total - others - (peak - cache_bytes)) * CUDA_MEMORY_SHARE)
+        usable = min(total * memory_fraction, total - others)
+        return int((usable - (peak - cache_bytes)) * CUDA_MEMORY_SHARE)
+
+
+def _prompt_logprobs(prompt: PromptRows, found: TokenLogprobs) -> PromptLogprobs:
+    return PromptLogprobs(
+        sequence_id=prompt.sequence.id,
+        start=prompt.positions.start,
+        logprobs=found.logprobs.tolist(),
+        top_token_ids=found.top_ids.flatten().tolist(),
+        top_logprobs=found.top_logprobs.flatten().tolist(),
+    )
 
 
 def load_runner(config: ShardConfig, path: Path) -> Runner:

@@ -1,28 +1,40 @@
 """Sampler: logits of all ranks → the next token of each row, the same on every rank, and its log-probability.
 
-In: this rank's part of the logits and each row's sequence. Out: token ids and log-probabilities.
+In: this rank's part of the logits and each row's sequence. Out: token ids, log-probabilities and, where asked for, top tokens.
 Greedy rows need three numbers a rank (best value, its id, log-sum-exp), never the gathered vocabulary; sampled rows are
 gathered, and chosen by inverting their cumulative distribution at one uniform number that depends on seed and position alone.
 """
 
-import math
+from typing import NamedTuple
 
 import torch
 
-from text_generation_server.batch import Sampling, SequenceState
+from text_generation_server.batch import SequenceState
+from text_generation_server.logits import Penalties, Watermark, filter_logits
+from text_generation_server.logprobs import Logprobs
 from text_generation_server.parallel import Parallel
 
 
+class Sampled(NamedTuple):
+    """For each row its token and what was likely in its place, after penalties and before temperature and filters."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    top_ids: list[list[int]]  # as many as the row's sequence asked for
+    top_logprobs: list[list[float]]
+
+
 class Sampler:
-    def __init__(self, vocab_size: int, parallel: Parallel) -> None:
+    def __init__(self, vocab_size: int, parallel: Parallel, watermark: Watermark) -> None:
         self.vocab_size = vocab_size
         self.rows = parallel.split_padded(vocab_size)
         self.parallel = parallel
+        self.penalties = Penalties(vocab_size, self.rows, watermark)
+        self.logprobs = Logprobs(vocab_size, parallel)
 
-    def sample(self, logits: torch.Tensor, sequences: list[SequenceState]) -> tuple[list[int], list[float]]:
-        """logits [num_rows, vocab_size_local] float32, changed in place by penalties → a token and its log-probability
-        (after penalties, before temperature and filters) for each row."""
-        self._penalize(logits, sequences)
+    def sample(self, logits: torch.Tensor, sequences: list[SequenceState]) -> Sampled:
+        """logits [num_rows, vocab_size_local] float32, changed in place by penalties."""
+        self.penalties.apply(logits, sequences)
         token_ids, logprobs, log_total = self._greedy(logits)
         drawn = [row for row, sequence in enumerate(sequences) if sequence.sampling.do_sample]
         if drawn:
@@ -32,8 +44,8 @@ class Sampler:
             )
             self.parallel.broadcast(chosen)
             token_ids[drawn] = chosen
-            logprobs[drawn] = full.gather(1, chosen.unsqueeze(1)).squeeze(1) - log_total[drawn]
-        return token_ids.tolist(), logprobs.tolist()
+            logprobs[drawn] = (full.gather(1, chosen.unsqueeze(1)).squeeze(1) - log_total[drawn]).float()
+        return Sampled(token_ids.tolist(), logprobs.tolist(), *self._top(logits, token_ids, sequences))
 
     def _greedy(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """→ best token ids [num_rows], their log-probabilities, and the log of the sum of all exponentials."""
@@ -45,18 +57,21 @@ class Sampler:
         best = values.argmax(dim=0, keepdim=True)  # the lowest rank on a tie, as one rank's argmax takes the lowest id
         log_total = torch.logsumexp(totals, dim=0)
         logprobs = values.gather(0, best).squeeze(0) - log_total
-        return ids.gather(0, best).squeeze(0).long(), logprobs.float(), log_total.float()
+        return ids.gather(0, best).squeeze(0).long(), logprobs.float(), log_total
 
-    def _penalize(self, logits: torch.Tensor, sequences: list[SequenceState]) -> None:
-        """Repetition penalty (Keskar et al. 2019, arXiv:1909.05858): tokens seen before get less likely, once each."""
-        for row, sequence in enumerate(sequences):
-            penalty = sequence.sampling.repetition_penalty
-            if penalty == 1.0:
-                continue
-            seen = torch.tensor(sorted(set(sequence.token_ids)), device=logits.device) - self.rows.start
-            seen = seen[(seen >= 0) & (seen < logits.shape[1])]
-            scores = logits[row, seen]
-            logits[row, seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+    def _top(
+        self, logits: torch.Tensor, token_ids: torch.Tensor, sequences: list[SequenceState]
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        top_ids: list[list[int]] = [[] for _ in sequences]
+        top_logprobs: list[list[float]] = [[] for _ in sequences]
+        rows = [row for row, sequence in enumerate(sequences) if sequence.num_top_tokens]
+        if rows:
+            num_top = max(sequences[row].num_top_tokens for row in rows)
+            _, found_ids, found_logprobs = self.logprobs.of_tokens(logits[rows], token_ids[rows], num_top)
+            for row, ids, logprobs in zip(rows, found_ids.tolist(), found_logprobs.tolist(), strict=True):
+                top_ids[row] = ids[: sequences[row].num_top_tokens]
+                top_logprobs[row] = logprobs[: sequences[row].num_top_tokens]
+        return top_ids, top_logprobs
 
     def _gather(self, logits: torch.Tensor) -> torch.Tensor:
         """[num_rows, vocab_size_local] → [num_rows, vocab_size]; the last ranks' parts may be shorter."""
@@ -75,21 +90,6 @@ class Sampler:
         chosen = int(torch.searchsorted(cumulative, threshold, right=True))
         last = int(filtered.isfinite().nonzero()[-1])  # the threshold may round up to the very end
         return min(chosen, last)
-
-
-def filter_logits(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Temperature, then top-k, then top-p, in the order of transformers' warpers; what is filtered out becomes -inf."""
-    # At most 0, and no temperature whose inverse is inf: nothing overflows, and the best token stays at 0.
-    logits = (logits - logits.max()) / max(sampling.temperature, 1e-30)
-    if sampling.top_k is not None and sampling.top_k < logits.shape[0]:
-        smallest_kept = logits.topk(sampling.top_k).values[-1]
-        logits = logits.masked_fill(logits < smallest_kept, -math.inf)
-    if sampling.top_p is not None:
-        ordered, order = logits.sort(descending=True)
-        probabilities = ordered.softmax(dim=0)
-        before = probabilities.cumsum(0) - probabilities  # what more likely tokens cover together
-        logits = logits.index_fill(0, order[before >= sampling.top_p], -math.inf)
-    return logits
 
 
 def uniform(seed: int, position: int) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 import two_ranks
+from sampling_rows import VOCAB_SIZE
 from shard_processes import free_port
 from tiny_models import save_random_bloom
 
@@ -14,7 +15,7 @@ from tiny_models import save_random_bloom
 def uneven_bloom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12 heads and 301 tokens: neither is a power of two, and the vocabulary does not split evenly over two ranks."""
     folder = tmp_path_factory.mktemp("uneven-bloom")
-    return save_random_bloom(folder, two_ranks.HEADS, num_layers=2, vocab_size=two_ranks.VOCAB_SIZE)
+    return save_random_bloom(folder, two_ranks.HEADS, num_layers=2, vocab_size=VOCAB_SIZE)
 
 
 @pytest.fixture(scope="session")

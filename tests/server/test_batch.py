@@ -1,6 +1,7 @@
 """A step becomes tensors; a step that contradicts what was said before is refused, and its sequences with it."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -59,6 +60,46 @@ def test_a_sequence_cannot_be_added_twice(sequences: Sequences) -> None:
     step.add.add(id=1, token_ids=[1])
     with pytest.raises(StepError, match="sequence 1 is added twice"):
         sequences.apply(step)
+
+
+@pytest.mark.parametrize(
+    ("new", "message"),
+    [
+        ({"token_ids": [1000]}, "sequence 2: token ids must be less than 1000"),
+        ({"sampling": SamplingParameters(logit_bias={1000: 1.0})}, "sequence 2: token ids must be less than 1000"),
+        ({"num_top_tokens": 1001}, "sequence 2: there are only 1000 tokens to be top tokens"),
+        ({"num_prompt_tokens": 3}, "sequence 2: its 2 tokens have no prompt of 3"),
+    ],
+)
+def test_a_new_sequence_that_asks_for_what_is_not_there_is_refused(
+    sequences: Sequences, new: dict[str, Any], message: str
+) -> None:
+    step = Step()
+    step.add.add(**({"id": 2, "token_ids": [1, 2]} | new))
+    with pytest.raises(StepError, match=message):
+        sequences.apply(step)
+
+
+def test_a_new_sequences_tokens_are_its_prompt_unless_it_says_how_many_are(sequences: Sequences) -> None:
+    step = Step()
+    step.add.add(id=2, token_ids=[1, 2, 3])
+    step.add.add(id=3, token_ids=[1, 2, 3], num_prompt_tokens=1)
+    for sequence_id in (2, 3):
+        step.work.add(sequence_id=sequence_id, start=0, length=3, block_ids=[sequence_id])
+    assert [state.generated for state, _ in sequences.apply(step)] == [[], [2, 3]]
+
+
+def test_prompt_rows_are_those_before_a_token_of_the_prompt(sequences: Sequences) -> None:
+    """A prompt of five of six tokens, in chunks of which the last one has no more to tell."""
+    found = []
+    for start, length in ((0, 2), (2, 2), (4, 2)):
+        step = one_work(start=0, length=4)
+        if start == 0:
+            step.add.add(id=2, token_ids=range(20, 26), num_prompt_tokens=5, prompt_logprobs=True)
+        step.work.add(sequence_id=2, start=start, length=length, block_ids=[5, 6] if start == 0 else ())
+        batch = Batch.from_work(sequences.apply(step), 4, CPU)
+        found += [(list(prompt.positions), list(prompt.rows), prompt.target_ids) for prompt in batch.prompts]
+    assert found == [([1, 2], [4, 5], [21, 22]), ([3, 4], [4, 5], [23, 24])]
 
 
 def test_a_sequence_can_be_dropped_and_added_again_in_one_step(sequences: Sequences) -> None:
@@ -121,7 +162,8 @@ def test_chunks_in_the_middle_of_a_prompt_are_not_sampled(sequences: Sequences) 
 def test_parameters_that_are_not_given_are_off() -> None:
     expected = Sampling(do_sample=False, temperature=1.0, top_k=None, top_p=None, repetition_penalty=1.0, seed=0)
     assert Sampling.from_proto(SamplingParameters()) == expected
-    assert Sampling.from_proto(SamplingParameters(top_p=1.0)) == expected
+    assert Sampling.from_proto(SamplingParameters(top_p=1.0, typical_p=1.0, frequency_penalty=0.0)) == expected
+    assert not expected.changes_logits
 
 
 def test_parameters_that_are_given_are_taken() -> None:
@@ -129,6 +171,26 @@ def test_parameters_that_are_given_are_taken() -> None:
         do_sample=True, temperature=0.5, top_k=3, top_p=0.25, repetition_penalty=1.5, seed=2**64 - 1
     )
     assert Sampling.from_proto(message) == Sampling(True, 0.5, 3, 0.25, 1.5, 2**64 - 1)
+    message = SamplingParameters(
+        frequency_penalty=-0.5, presence_penalty=2.0, typical_p=0.25, logit_bias={7: -100.0, 0: 1.5}, watermark=True
+    )
+    found = Sampling.from_proto(message)
+    assert (found.frequency_penalty, found.presence_penalty, found.typical_p, found.watermark) == (-0.5, 2.0, 0.25, True)
+    assert found.logit_bias == {7: -100.0, 0: 1.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("repetition_penalty", 1.1),
+        ("frequency_penalty", 0.1),
+        ("presence_penalty", -1),
+        ("logit_bias", {3: 1}),
+        ("watermark", True),
+    ],
+)
+def test_what_moves_logits_is_not_passed_over(name: str, value: Any) -> None:
+    assert Sampling.from_proto(SamplingParameters(**{name: value})).changes_logits
 
 
 @pytest.mark.parametrize("name", ["temperature", "repetition_penalty", "top_p"])
@@ -142,6 +204,19 @@ def test_a_parameter_out_of_range_is_refused(name: str, value: float) -> None:
 def test_what_is_no_number_is_refused(name: str) -> None:
     with pytest.raises(StepError, match="strictly positive"):
         Sampling.from_proto(SamplingParameters(**{name: math.nan}))
+
+
+@pytest.mark.parametrize("value", [0.0, -0.5, 1.5, math.nan, math.inf])
+def test_a_typical_p_out_of_range_is_refused(value: float) -> None:
+    with pytest.raises(StepError, match=r"typical_p must be in \(0, 1\]"):
+        Sampling.from_proto(SamplingParameters(typical_p=value))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_infinite_penalties_and_biases_are_refused(value: float) -> None:
+    for options in ({"frequency_penalty": value}, {"presence_penalty": value}, {"logit_bias": {1: value}}):
+        with pytest.raises(StepError, match="must be finite"):
+            Sampling.from_proto(SamplingParameters(**options))
 
 
 def test_a_top_k_of_zero_is_refused() -> None:

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from runner_steps import all_logits, generate, make_runner
+from sampling_rows import VOCAB_SIZE
 from text_generation_server.layers.embedding import VocabEmbedding, VocabHead
 from text_generation_server.parallel import Parallel
 from text_generation_server.weights import Weights
-from two_ranks import PROMPT, VOCAB_SIZE
+from two_ranks import PROMPT
 
 TABLE = torch.randn(VOCAB_SIZE, 16, generator=torch.Generator().manual_seed(0))
 

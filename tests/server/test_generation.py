@@ -100,6 +100,15 @@ def test_sampled_rows_follow_their_seed(runner: Runner, tokenizer: Tokenizer) ->
     assert texts(1) != texts(2)
 
 
+def test_penalties_and_biases_hold_for_each_row(runner: Runner, tokenizer: Tokenizer) -> None:
+    """The prompt's own tokens do not count, and each generated one counts once."""
+    sampling = SamplingParameters(logit_bias={40: 100.0, 41: 100.0}, presence_penalty=1000.0)
+    for row in generate(runner, tokenizer, inputs=["DEDE", "D", "x"], max_new_tokens=3, sampling=sampling):
+        found = [response.token_id for response in row]
+        assert set(found[:2]) == {40, 41}
+        assert found[2] not in (40, 41)
+
+
 def test_more_prompt_tokens_than_one_step_takes_are_computed_in_chunks(runner: Runner, tokenizer: Tokenizer) -> None:
     inputs = ["x" * length for length in (70, 31, 33, 1)]
     together = generate(runner, tokenizer, inputs=inputs, max_new_tokens=5)
@@ -124,6 +133,8 @@ def test_an_input_of_which_the_tokenizer_leaves_nothing_is_refused(runner: Runne
 def test_parameters_out_of_range_are_refused(runner: Runner, tokenizer: Tokenizer) -> None:
     message = refusal(runner, tokenizer, inputs=["a"], sampling=SamplingParameters(temperature=-1))
     assert message == "temperature and repetition_penalty must be strictly positive"
+    message = refusal(runner, tokenizer, inputs=["a"], sampling=SamplingParameters(logit_bias={1000: 1.0}))
+    assert message == "sequence 0: token ids must be less than 300"
 
 
 def test_an_empty_stop_sequence_is_refused(runner: Runner, tokenizer: Tokenizer) -> None:

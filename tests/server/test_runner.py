@@ -1,5 +1,6 @@
 """The runner keeps going: a step that fails takes its own sequences with it, and the next step works."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from runner_steps import generate, make_runner, make_step
 from text_generation_proto.shard_pb2 import SamplingParameters, Step
 from text_generation_server.errors import ConfigurationError
+from text_generation_server.logits import Watermark
 from text_generation_server.runner import Runner
 
 PROMPT = [1, 30, 31, 32]
@@ -77,13 +79,38 @@ def test_results_come_for_sampled_work_only(runner: Runner) -> None:
 
 
 def test_a_sampled_answer_is_continued_where_it_stopped(runner: Runner) -> None:
-    """Preemption and restart: prompt, seed and the tokens so far are enough."""
-    sampling = SamplingParameters(do_sample=True, temperature=1.5, repetition_penalty=1.2, seed=7)
-    whole, _ = generate(runner, PROMPT, 12, sampling=sampling)
-    continued, _ = generate(runner, PROMPT + whole[:5], 7, sampling=sampling)
-    assert whole[5:] == continued
+    """Preemption and restart: prompt and its length, seed and the tokens so far are enough."""
+    penalties = {"repetition_penalty": 1.2, "frequency_penalty": 3.0, "presence_penalty": -2.0, "watermark": True}
+    sampling = SamplingParameters(do_sample=True, temperature=1.5, seed=7, **penalties)
+    whole, logprobs = generate(runner, PROMPT, 12, sampling=sampling)
+    again = generate(runner, PROMPT + whole[:5], 7, sampling=sampling, num_prompt_tokens=len(PROMPT))
+    assert again == (whole[5:], pytest.approx(logprobs[5:], abs=1e-4))
     other, _ = generate(runner, PROMPT, 12, sampling=SamplingParameters(do_sample=True, temperature=1.5, seed=8))
     assert whole != other
+
+
+def test_a_frequency_penalty_ends_a_loop_and_counts_no_prompt(runner: Runner) -> None:
+    looping = SamplingParameters(logit_bias={40: 100.0})
+    assert generate(runner, PROMPT, 4, sampling=looping)[0] == [40] * 4
+    penalized = SamplingParameters(logit_bias={40: 100.0}, frequency_penalty=60.0)
+    found, _ = generate(runner, [40, 40, 40], 4, sampling=penalized)
+    assert found[:2] == [40, 40]
+    assert 40 not in found[2:]
+
+
+def test_a_watermark_is_the_configured_one(random_bloom: Path) -> None:
+    """With a delta this large, greedy takes nothing but green tokens."""
+    runner = make_runner(random_bloom, watermark_gamma=0.1, watermark_delta=1000.0)
+    found, _ = generate(runner, PROMPT, 8, sampling=SamplingParameters(watermark=True))
+    for previous, token_id in itertools.pairwise([PROMPT[-1], *found]):
+        assert token_id in Watermark(0.1, 1000.0).green_list(previous, runner.model.config.vocab_size)
+
+
+def test_a_step_says_what_its_parts_took(runner: Runner) -> None:
+    before = runner.timings.step_micros
+    result = runner.execute(make_step(add={0: PROMPT}, work=[(0, 0, 4)]))
+    assert result.forward_micros > 0 and result.sample_micros > 0
+    assert result.forward_micros + result.sample_micros <= runner.timings.step_micros - before
 
 
 def test_times_are_summed_over_steps(random_bloom: Path) -> None:

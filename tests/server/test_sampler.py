@@ -6,36 +6,27 @@ from typing import Any
 
 import pytest
 import torch
-from transformers.generation.logits_process import (
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
-from text_generation_server.batch import Sampling, SequenceState
+from sampling_rows import VOCAB_SIZE, make_logits, make_sampling
+from text_generation_server.batch import SequenceState
+from text_generation_server.logits import Watermark
 from text_generation_server.parallel import Parallel
-from text_generation_server.sampler import Sampler, filter_logits, uniform
-from two_ranks import sampler_input
-
-VOCAB = 301
+from text_generation_server.sampler import Sampled, Sampler, uniform
+from two_ranks import DELTA, GAMMA, sampler_input
 
 
-def make_sampling(**options: object) -> Sampling:
-    defaults = {"do_sample": True, "temperature": 1.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0, "seed": 0}
-    return Sampling(**(defaults | options))  # type: ignore[arg-type]
+def make_sequence(token_ids: list[int] | None = None, num_top_tokens: int = 0, **options: object) -> SequenceState:
+    """All of its tokens but the first were generated."""
+    return SequenceState(0, token_ids or [1], make_sampling(**options), 1, num_top_tokens)
 
 
-def make_sequence(token_ids: list[int] | None = None, **options: object) -> SequenceState:
-    return SequenceState(0, token_ids or [1], make_sampling(**options))
-
-
-def make_logits(num_rows: int = 1, seed: int = 0, vocab_size: int = VOCAB) -> torch.Tensor:
-    return torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(seed)) * 3
+def sample_all(logits: torch.Tensor, *sequences: SequenceState) -> Sampled:
+    return Sampler(logits.shape[1], Parallel(), Watermark(GAMMA, DELTA)).sample(logits.clone(), list(sequences))
 
 
 def sample(logits: torch.Tensor, *sequences: SequenceState) -> tuple[list[int], list[float]]:
-    return Sampler(logits.shape[1], Parallel()).sample(logits.clone(), list(sequences))
+    found = sample_all(logits, *sequences)
+    return found.token_ids, found.logprobs
 
 
 def test_greedy_takes_the_best_token_and_its_log_probability() -> None:
@@ -46,36 +37,55 @@ def test_greedy_takes_the_best_token_and_its_log_probability() -> None:
 
 
 def test_greedy_takes_the_lowest_id_of_equals() -> None:
-    logits = torch.zeros(1, VOCAB)
+    logits = torch.zeros(1, VOCAB_SIZE)
     logits[0, [200, 7, 8]] = 2.0
     assert sample(logits, make_sequence(do_sample=False))[0] == [7]
 
 
-@pytest.mark.parametrize("top_p", [None, 0.01, 0.5, 0.95])
-@pytest.mark.parametrize("top_k", [None, 1, 5, 1000])
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
-def test_filters_are_those_of_transformers(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    warpers = [TemperatureLogitsWarper(temperature)] if temperature != 1.0 else []
-    warpers += [TopKLogitsWarper(top_k)] if top_k else []
-    warpers += [TopPLogitsWarper(top_p)] if top_p else []
-    for seed in range(5):
-        expected = logits = make_logits(seed=seed)
-        for warper in warpers:
-            expected = warper(torch.tensor([[1]]), expected)
-        found = filter_logits(logits[0], make_sampling(temperature=temperature, top_k=top_k, top_p=top_p))
-        torch.testing.assert_close(found.softmax(0), expected[0].softmax(0))
-        assert torch.equal(found.isneginf(), expected[0].isneginf())
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_asking_for_top_tokens_changes_neither_token_nor_log_probability(do_sample: bool) -> None:
+    logits = make_logits(3)
+    options = {"do_sample": do_sample, "temperature": 1.5, "repetition_penalty": 1.3, "seed": 5}
+    silent = sample(logits, *[make_sequence(**options)] * 3)
+    found = sample_all(logits, *[make_sequence(num_top_tokens=n, **options) for n in (0, 2, VOCAB_SIZE)])
+    assert (found.token_ids, found.logprobs) == silent
+    assert [len(ids) for ids in found.top_ids] == [len(values) for values in found.top_logprobs] == [0, 2, VOCAB_SIZE]
+    everything = dict(zip(found.top_ids[2], found.top_logprobs[2], strict=True))
+    assert everything[found.token_ids[2]] == found.logprobs[2]
+    assert sum(map(math.exp, everything.values())) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("penalty", [0.5, 1.3, 10.0])
-def test_the_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
-    seen = [3, 3, 3, 150, VOCAB - 1, 0]
-    logits = make_logits(2)
-    expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([seen]), logits[:1].clone())
-    sequences = [make_sequence(seen, do_sample=False, repetition_penalty=penalty), make_sequence(do_sample=False)]
-    token_ids, logprobs = sample(logits, *sequences)
-    assert token_ids == [int(expected.argmax()), int(logits[1].argmax())]
-    assert logprobs[0] == pytest.approx(expected.log_softmax(1).max().item(), abs=1e-5)
+def test_top_tokens_are_those_after_penalties_and_before_temperature() -> None:
+    logits = make_logits()
+    best, second, third = logits[0].topk(3).indices.tolist()
+    sequence = make_sequence(num_top_tokens=2, temperature=0.1, top_k=1, logit_bias={best: -100.0})
+    found = sample_all(logits, sequence)
+    logits[0, best] -= 100
+    assert found.token_ids == [second]
+    assert found.top_ids == [[second, third]]
+    assert found.top_logprobs[0] == pytest.approx(logits.log_softmax(1)[0, [second, third]].tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_a_bias_of_a_hundred_forces_a_token_and_of_minus_a_hundred_forbids_it(do_sample: bool) -> None:
+    logits = make_logits()
+    [best], [worst] = logits.argmax(1).tolist(), logits.argmin(1).tolist()
+    for seed in range(50):
+        forced = make_sequence(do_sample=do_sample, seed=seed, logit_bias={worst: 100.0})
+        forbidden = make_sequence(do_sample=do_sample, seed=seed, temperature=0.2, logit_bias={best: -100.0})
+        [[first, second], _] = sample(logits.expand(2, -1), forced, forbidden)
+        assert first == worst
+        assert second != best
+
+
+def test_a_watermark_draws_from_the_green_list_more_often() -> None:
+    """With delta 4, a green quarter of equal tokens has exp(4) / (exp(4) + 3) of the probability: 0.948."""
+    num = 1000
+    token_ids, _ = sample(torch.zeros(num, VOCAB_SIZE), *[make_sequence([7], seed=s, watermark=True) for s in range(num)])
+    plain, _ = sample(torch.zeros(num, VOCAB_SIZE), *[make_sequence([7], seed=s) for s in range(num)])
+    green = set(Watermark(GAMMA, DELTA).green_list(7, VOCAB_SIZE).tolist())
+    assert sum(token_id in green for token_id in token_ids) / num == pytest.approx(0.948, abs=0.03)
+    assert sum(token_id in green for token_id in plain) / num == pytest.approx(0.25, abs=0.05)
 
 
 def test_uniform_is_a_pure_function_in_the_half_open_unit_interval() -> None:
@@ -158,23 +168,37 @@ def test_the_narrowest_filters_give_the_best_token(options: dict[str, float], sc
         assert logprob <= 0
 
 
-@pytest.mark.parametrize("options", [{"temperature": 1e38}, {"temperature": math.inf}, {"repetition_penalty": 1e38}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 1e38},
+        {"temperature": math.inf},
+        {"repetition_penalty": 1e38},
+        {"repetition_penalty": 1e-40, "frequency_penalty": 3e38},
+        {"frequency_penalty": -3e38, "presence_penalty": -3e38},
+        {"logit_bias": dict.fromkeys(range(VOCAB_SIZE), -3e38), "repetition_penalty": 1e38},
+        {"typical_p": 1e-40},
+    ],
+    ids=str,
+)
 def test_the_widest_parameters_give_a_valid_token(options: dict[str, float]) -> None:
     logits = make_logits()
     for seed in range(20):
-        [token_id], [logprob] = sample(logits, make_sequence([1, 2, 3], seed=seed, **options))
-        assert 0 <= token_id < VOCAB
-        assert logprob == logprob
+        [token_id], [logprob] = sample(logits, make_sequence([0, 2, 2, 3, 4, 5], seed=seed, **options))
+        assert 0 <= token_id < VOCAB_SIZE
+        assert math.isfinite(logprob)
 
 
 def test_the_smallest_repetition_penalty_gives_a_valid_token() -> None:
     for do_sample in (True, False):
-        [token_id], _ = sample(make_logits(), make_sequence([1, 2, 3], repetition_penalty=1e-40, do_sample=do_sample))
-        assert 0 <= token_id < VOCAB
+        seen = [int(make_logits().argmax()), 1, 2, 3]
+        [token_id], [logprob] = sample(make_logits(), make_sequence(seen, repetition_penalty=1e-40, do_sample=do_sample))
+        assert 0 <= token_id < VOCAB_SIZE
+        assert math.isfinite(logprob)
 
 
 def test_a_token_without_probability_is_never_drawn() -> None:
-    logits = torch.full((1, VOCAB), -math.inf)
+    logits = torch.full((1, VOCAB_SIZE), -math.inf)
     logits[0, [10, 20]] = 1.0
     drawn = {sample(logits, make_sequence(seed=seed))[0][0] for seed in range(200)}
     assert drawn == {10, 20}
@@ -182,8 +206,13 @@ def test_a_token_without_probability_is_never_drawn() -> None:
 
 def test_a_vocabulary_that_does_not_divide_is_sampled_alike_by_two_ranks(ranks: list[dict[str, Any]]) -> None:
     logits, sequences = sampler_input()
-    token_ids, logprobs = sample(logits, *sequences)
+    token_ids, logprobs, top_ids, top_logprobs = sample_all(logits, *sequences)
     assert token_ids[4] == 100, "the lowest id of equals, though it is another rank's"
+    assert top_ids[4] == [100, 200]
+    assert token_ids[7] == 151, "a bias on either rank's last token"
     for results in ranks:
         assert results["sampled"][0] == token_ids
         assert results["sampled"][1] == pytest.approx(logprobs, abs=1e-5)
+        assert results["sampled"][2] == top_ids
+        for found, expected in zip(results["sampled"][3], top_logprobs, strict=True):
+            assert found == pytest.approx(expected, abs=1e-5)

@@ -1,0 +1,107 @@
+"""Logits: what a request asks to be done to them before a token is chosen: biases, watermark, penalties, then filters.
+
+In: this rank's part of the logits (penalties), or one row of all of them (filters), and the row's sequence or parameters.
+Out: logits again. Knows nothing of the choice, nor of other ranks: each rank changes the rows of the vocabulary it has.
+"""
+
+import dataclasses
+import math
+
+import torch
+
+from text_generation_server.batch import Sampling, SequenceState
+
+LARGEST = torch.finfo(torch.float32).max
+WATERMARK_KEY = 15485863  # the paper's, a prime: whoever detects a watermark needs the same
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Watermark:
+    """A soft watermark (Kirchenbauer et al. 2023, arXiv:2301.10226): each token chooses a part of the vocabulary, its
+    green list, for the next one, and `delta` is added to the logits of that part."""
+
+    gamma: float  # share of the vocabulary that is green
+    delta: float
+
+    def green_list(self, previous_id: int, vocab_size: int) -> torch.Tensor:
+        """Token ids, on the CPU: CUDA's generators draw other numbers, and a detector need not have a GPU."""
+        generator = torch.Generator().manual_seed(WATERMARK_KEY * previous_id)
+        return torch.randperm(vocab_size, generator=generator)[: int(self.gamma * vocab_size)]
+
+
+class Penalties:
+    """All that makes tokens more or less likely by what they are or by what was said before. `rows` are the token ids
+    whose logits this rank has."""
+
+    def __init__(self, vocab_size: int, rows: slice, watermark: Watermark) -> None:
+        self.vocab_size = vocab_size
+        self.rows = rows
+        self.watermark = watermark
+
+    def apply(self, logits: torch.Tensor, sequences: list[SequenceState]) -> None:
+        """logits [num_rows, vocab_size_local], changed in place."""
+        for row, sequence in enumerate(sequences):
+            if sequence.sampling.changes_logits:
+                self._apply_to_row(logits[row], sequence)
+
+    def _apply_to_row(self, scores: torch.Tensor, sequence: SequenceState) -> None:
+        """scores [vocab_size_local]"""
+        sampling = sequence.sampling
+        if sampling.logit_bias:
+            self._add(scores, torch.tensor(list(sampling.logit_bias)), torch.tensor(list(sampling.logit_bias.values())))
+        if sampling.watermark:
+            green = self.watermark.green_list(sequence.token_ids[-1], self.vocab_size)
+            self._add(scores, green, torch.full(green.shape, self.watermark.delta))
+        if sampling.repetition_penalty != 1.0:
+            self._penalize_repetition(scores, sequence.token_ids, sampling.repetition_penalty)
+        if sampling.frequency_penalty or sampling.presence_penalty:
+            token_ids, counts = torch.tensor(sequence.generated, dtype=torch.long).unique(return_counts=True)
+            penalties = counts.double() * sampling.frequency_penalty + sampling.presence_penalty
+            self._add(scores, token_ids, -penalties.clamp(-LARGEST, LARGEST))
+        scores.clamp_(-LARGEST, LARGEST)  # extreme parameters overflow, and infinities have no softmax
+
+    def _penalize_repetition(self, scores: torch.Tensor, token_ids: list[int], penalty: float) -> None:
+        """Keskar et al. 2019, arXiv:1909.05858: tokens seen before, in the prompt too, get less likely, once each."""
+        local = torch.tensor(token_ids).unique() - self.rows.start
+        local = local[self._is_here(local, scores)].to(scores.device)
+        seen = scores[local]
+        scores[local] = torch.where(seen < 0, seen * penalty, seen / penalty)
+
+    def _add(self, scores: torch.Tensor, token_ids: torch.Tensor, values: torch.Tensor) -> None:
+        """token_ids [n], no two alike, and values [n], both on the CPU; those of other ranks are passed over."""
+        local = token_ids - self.rows.start
+        is_here = self._is_here(local, scores)
+        scores[local[is_here].to(scores.device)] += values[is_here].to(scores)
+
+    def _is_here(self, local: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return (local >= 0) & (local < scores.shape[0])
+
+
+def filter_logits(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Temperature, top-k, top-p, typical-p, in the order of transformers' warpers, on one row of the whole vocabulary;
+    what is filtered out becomes -inf."""
+    # At most 0, and no temperature whose inverse is inf: nothing overflows, and the best token stays at 0.
+    logits = (logits - logits.max()) / max(sampling.temperature, 1e-30)
+    if sampling.top_k is not None and sampling.top_k < logits.shape[0]:
+        smallest_kept = logits.topk(sampling.top_k).values[-1]
+        logits = logits.masked_fill(logits < smallest_kept, -math.inf)
+    if sampling.top_p is not None:
+        ordered, order = logits.sort(descending=True)
+        probabilities = ordered.softmax(dim=0)
+        before = probabilities.cumsum(0) - probabilities  # what more likely tokens cover together
+        logits = logits.index_fill(0, order[before >= sampling.top_p], -math.inf)
+    if sampling.typical_p is not None:
+        logits = _keep_typical(logits, sampling.typical_p)
+    return logits
+
+
+def _keep_typical(logits: torch.Tensor, mass: float) -> torch.Tensor:
+    """Locally typical sampling (Meister et al. 2022, arXiv:2202.00666): the tokens whose surprise is nearest to the
+    expected one, as many as cover `mass`."""
+    logprobs = logits.log_softmax(dim=0)
+    probabilities = logprobs.exp()
+    entropy = -(probabilities * logprobs).nansum()  # 0 · -inf, of what is filtered out already, counts as 0
+    distance = (logprobs + entropy).abs()
+    ordered, order = distance.sort()
+    num_below = (probabilities[order].cumsum(0) < mass).sum().clamp(max=logits.shape[0] - 1)
+    return logits.masked_fill(distance > ordered[num_below], -math.inf)
