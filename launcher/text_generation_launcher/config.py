@@ -17,7 +17,7 @@ from text_generation_server.config import ShardConfig
 def same_as(owner: type, name: str, **changes: Any) -> Any:
     """A field with the default, help and limits of `owner`'s field of that name."""
     field = next(field for field in dataclasses.fields(owner) if field.name == name)
-    return dataclasses.field(default=field.default, metadata={**field.metadata, **changes})
+    return dataclasses.field(default=field.default, repr=field.repr, metadata={**field.metadata, **changes})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,12 +45,23 @@ class LauncherConfig:
     max_input_length: int | None = flag(None, help="Deprecated name of --max-input-tokens.")
     max_total_tokens: int | None = same_as(RouterConfig, "max_total_tokens")
     max_batch_prefill_tokens: int | None = same_as(RouterConfig, "max_batch_prefill_tokens")
+    max_batch_size: int | None = same_as(RouterConfig, "max_batch_size")
+    max_best_of: int = same_as(RouterConfig, "max_best_of")
     max_stop_sequences: int = same_as(RouterConfig, "max_stop_sequences")
+    max_top_n_tokens: int = same_as(RouterConfig, "max_top_n_tokens")
+    max_client_batch_size: int = same_as(RouterConfig, "max_client_batch_size")
+    payload_limit: int = same_as(RouterConfig, "payload_limit")
+    api_key: tuple[str, ...] = same_as(RouterConfig, "api_key")
+    cors_allow_origin: tuple[str, ...] = same_as(RouterConfig, "cors_allow_origin")
+    tokenizer_config_path: str | None = same_as(RouterConfig, "tokenizer_config_path")
     validation_workers: int = same_as(RouterConfig, "validation_workers")
     prefix_caching: bool = same_as(RouterConfig, "prefix_caching")
     block_size: int = same_as(ShardConfig, "block_size")
     kv_cache_gib: float | None = same_as(ShardConfig, "kv_cache_gib")
+    cuda_memory_fraction: float = same_as(ShardConfig, "cuda_memory_fraction")
     num_threads: int | None = same_as(ShardConfig, "num_threads")
+    watermark_gamma: float = same_as(ShardConfig, "watermark_gamma")
+    watermark_delta: float = same_as(ShardConfig, "watermark_delta")
     shard_uds_path: str = same_as(ShardConfig, "shard_uds_path")
     master_addr: str = same_as(ShardConfig, "master_addr")
     master_port: int = same_as(ShardConfig, "master_port")
@@ -84,8 +95,12 @@ class LauncherConfig:
         if self.max_restarts < 0:
             raise ValueError(f"`max_restarts` cannot be < 0. Given: {self.max_restarts}")
         # The configs of the children say the rest, now rather than when the weights are already there.
-        self.router_config(Path(self.model_id))
+        self.router_config()
         self.shard_config(0, 1, Path(self.model_id))
+
+    @property
+    def launch_status_path(self) -> str:
+        return f"{self.shard_uds_path}-status"
 
     def world_size(self, num_gpus: int) -> int:
         """How many shards to start on a machine with `num_gpus` visible GPUs. Raises: ValueError."""
@@ -108,9 +123,10 @@ class LauncherConfig:
         }
         return ShardConfig(**self._values_for(ShardConfig) | changes)
 
-    def router_config(self, model_path: Path) -> RouterConfig:
+    def router_config(self) -> RouterConfig:
+        """It starts before the model's folder is known; the file at `launch_status_path` will name it."""
         limit = self.max_input_length if self.max_input_tokens is None else self.max_input_tokens
-        changes = {"tokenizer_path": str(model_path), "max_input_tokens": limit}
+        changes = {"launch_status_path": self.launch_status_path, "max_input_tokens": limit}
         return RouterConfig(**self._values_for(RouterConfig) | changes)
 
     def child_environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
@@ -123,6 +139,8 @@ class LauncherConfig:
         environment["PYTHONUNBUFFERED"] = "1"  # their lines come when they are printed, through a pipe too
         if self.huggingface_hub_cache:
             environment["HF_HUB_CACHE"] = self.huggingface_hub_cache
+        if environment.get("HF_API_TOKEN") and not environment.get("HF_TOKEN"):
+            environment["HF_TOKEN"] = environment["HF_API_TOKEN"]  # the old name, which the hub library does not know
         return environment
 
     def _values_for(self, owner: type) -> dict[str, Any]:

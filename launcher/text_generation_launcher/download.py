@@ -30,11 +30,20 @@ def needs_child(folder: Path | None) -> bool:
     return folder is None or any(folder.glob("*.bin"))
 
 
-def wait_for_folder(start_child: Callable[[], Child], stopped: Callable[[], bool], hurried: Callable[[], bool]) -> Path:
-    """The folder that the child prints as its last line. Raises: LaunchError, also when `stopped` before that."""
+def wait_for_folder(
+    start_child: Callable[[], Child],
+    stopped: Callable[[], bool],
+    hurried: Callable[[], bool],
+    meanwhile: Callable[[], None],
+) -> Path:
+    """The folder that the child prints as its last line.
+
+    Raises: LaunchError, also when `stopped` before that, and what `meanwhile` raises, which is called as long as it takes.
+    """
     child = start_child()
     try:
         while child.returncode is None and not stopped():
+            meanwhile()
             time.sleep(POLL_SECONDS)
     finally:
         stop([child], STOP_GRACE_SECONDS, hurried)

@@ -1,11 +1,13 @@
 """Launch: the life of the whole server, from its checks to its last socket file.
 
-weights -> shards and router at once -> watch, restart what dies -> stop the router, then the shards.
+checks -> router, so that the port answers -> weights -> shards -> watch, restart what dies -> stop the router, then the
+shards.
 In: a LauncherConfig, the GPUs, and the commands that start each kind of child. Out: an exit status.
 Knows nothing of HTTP or gRPC: a shard is up when its socket file is there, and the router finds the shards by itself.
 """
 
 import collections
+import contextlib
 import dataclasses
 import logging
 import sys
@@ -15,9 +17,10 @@ from pathlib import Path
 
 from text_generation_launcher import download, preflight
 from text_generation_launcher.config import LauncherConfig
+from text_generation_launcher.launch_status import LaunchStatus
 from text_generation_launcher.process import POLL_SECONDS, Child, LaunchError, stop
 from text_generation_launcher.shard_group import ShardGroup
-from text_generation_proto.flags import to_argv
+from text_generation_proto.flags import secrets_to_environment, to_argv
 from text_generation_router.config import RouterConfig
 from text_generation_server.config import ShardConfig
 
@@ -27,6 +30,7 @@ WAITING_LOG_SECONDS = 10.0
 SHARD_GRACE_SECONDS = 5.0  # a shard has nothing to save; this is for its socket file
 ROUTER_EXTRA_SECONDS = 5.0  # on top of its own grace period, to cut off what is left and say so
 SAME_SIGNAL_SECONDS = 0.3
+STARTING = "starting the shards"
 USAGE_ERROR = 2  # the exit status of a process that does not understand its command line
 
 
@@ -88,6 +92,7 @@ class Launch:
         self._sockets = [
             Path(config.shard_config(rank, world_size, self._folder).socket_path) for rank in range(world_size)
         ]
+        self._status = LaunchStatus(Path(config.launch_status_path))
         self._shards = ShardGroup(self._sockets, self._start_shard, SHARD_GRACE_SECONDS)
         self._router: Child | None = None
         self._budget = RestartBudget(config.max_restarts, config.restart_window_seconds)
@@ -110,10 +115,9 @@ class Launch:
     def run(self) -> int:
         failure: str | None = None
         try:
-            self._prepare()
+            folder = self._check()
             if not self._stopped():
-                self._start_group()
-                self._router = self._start_router()
+                self._bring_up(folder)
             while not self._stopped():
                 self._look_after_shards()
                 self._look_after_router()
@@ -128,16 +132,25 @@ class Launch:
         log.error("%s", failure)
         return 1
 
-    def _prepare(self) -> None:
-        """Everything that can be known before the first weight is read, the quickest first."""
+    def _check(self) -> Path | None:
+        """Everything that can be known before anything is started, the quickest first. Out: the folder, if it is local."""
         folder = download.local_folder(self._config.model_id)
         if folder is not None:
             preflight.check_folder(folder)
         preflight.check_port(self._config.hostname, self._config.port)
         preflight.check_sockets(self._sockets)
+        return folder
+
+    def _bring_up(self, folder: Path | None) -> None:
+        """The router first: it says how far the rest is."""
+        self._status.write(_first_stage(self._config.model_id, folder), folder)
+        self._router = self._start_router()
         if folder is None or download.needs_child(folder):
-            folder = download.wait_for_folder(self._start_download, self._stopped, self._hurried)
+            folder = download.wait_for_folder(self._start_download, self._stopped, self._hurried, self._look_after_router)
+            self._status.write(STARTING, folder)
         self._folder = folder
+        if not self._stopped():
+            self._start_group()
 
     def _look_after_shards(self) -> None:
         dead = self._shards.first_dead()
@@ -150,6 +163,8 @@ class Launch:
         log.error("%s; all shards are started again", dead.describe_end())
         self._shards.stop(self._hurried)
         if not self._stopped():
+            with contextlib.suppress(LaunchError):  # a full disk: what the file said before will do
+                self._status.write(f"{STARTING} again", self._folder)
             self._start_group()
 
     def _note_progress(self) -> None:
@@ -179,6 +194,7 @@ class Launch:
             grace_seconds = self._config.graceful_termination_timeout + ROUTER_EXTRA_SECONDS
             stop([self._router], grace_seconds, self._hurried)
         self._shards.stop(self._hurried)
+        self._status.remove()
 
     def _stopped(self) -> bool:
         return self._num_stop_requests > 0
@@ -202,7 +218,14 @@ class Launch:
         return self._start(f"shard-{rank}", argv, device)
 
     def _start_router(self) -> Child:
-        return self._start("router", self._commands.router(self._config.router_config(self._folder)))
+        config = self._config.router_config()
+        return self._start("router", self._commands.router(config), secrets_to_environment(config))
 
     def _start(self, name: str, argv: list[str], extra: Mapping[str, str] | None = None) -> Child:
         return Child(name, argv, {**self._environment, **(extra or {})}, self._config.json_output)
+
+
+def _first_stage(model_id: str, folder: Path | None) -> str:
+    if folder is None:
+        return f"downloading the weights of {model_id}"
+    return f"preparing the weights of {model_id}" if download.needs_child(folder) else STARTING

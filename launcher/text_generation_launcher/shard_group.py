@@ -35,6 +35,8 @@ class ShardGroup:
         return min(dead, key=lambda child: child.ended_at, default=None)
 
     def stop(self, hurried: Callable[[], bool]) -> None:
+        if not self._children:
+            return  # and the sockets, if there are any, are another server's
         stop(self._children, self._grace_seconds, hurried)
         self._children = []
         self._remove_sockets()

@@ -1,19 +1,35 @@
 """How every process of this server logs: one line an event, as text or as JSON, so that one reader can follow them all.
 
-In: the name a process goes by ("router", "shard rank=0"). Out: a configured root logger on standard error.
+In: the name a process goes by ("router", "shard rank=0"), and LOG_LEVEL. Out: a configured root logger on standard error.
 Standard library only.
 """
 
 import json
 import logging
+import os
 import sys
 import time
 
+LEVELS = {
+    "error": logging.ERROR,
+    "warn": logging.WARNING,
+    "warning": logging.WARNING,
+    "info": logging.INFO,
+    "debug": logging.DEBUG,
+    "trace": logging.DEBUG,
+}
 
-def configure(process: str, json_output: bool, level: int = logging.INFO) -> None:
+
+def configure(process: str, json_output: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter(process) if json_output else _text_formatter(process))
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.basicConfig(level=read_level(os.environ.get("LOG_LEVEL", "")), handlers=[handler], force=True)
+
+
+def read_level(text: str) -> int:
+    """The first plain level of a filter such as `info,text_generation_router=debug`, which the original server takes."""
+    words = (word.strip().lower() for word in text.split(","))
+    return next((LEVELS[word] for word in words if word in LEVELS), logging.INFO)
 
 
 def _text_formatter(process: str) -> logging.Formatter:

@@ -8,12 +8,27 @@ import dataclasses
 
 from text_generation_proto.flags import flag
 
+_AT_LEAST_ONE = (
+    *("max_concurrent_requests", "validation_workers", "max_batch_prefill_tokens", "max_total_tokens"),
+    *("max_batch_size", "max_best_of", "max_client_batch_size", "payload_limit"),
+)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RouterConfig:
-    tokenizer_path: str = flag(
+    tokenizer_path: str | None = flag(
+        None,
         help="Folder that holds the model's tokenizer.json. It must be the tokenizer of the model that the shards serve: "
-        "another one gives text without sense."
+        "another one gives text without sense. Unset: the folder that --launch-status-path names in the end.",
+    )
+    launch_status_path: str | None = flag(
+        None,
+        help="File in which a launcher says how far it is, for /health to pass on, and where the model's folder is once it "
+        "is there. Unset: there is no launcher; then --tokenizer-path must be given.",
+    )
+    tokenizer_config_path: str | None = flag(
+        None,
+        help="File to read the chat template and the special tokens from. Unset: the tokenizer_config.json of the model.",
     )
     shard_uds_path: str = flag(
         "/tmp/text-generation-server",
@@ -48,6 +63,28 @@ class RouterConfig:
     prefix_caching: bool = flag(
         True, help="Reuse the KV blocks of prompts and answers that begin alike. Off: every prompt is computed whole."
     )
+    max_batch_size: int | None = flag(
+        None,
+        help="Most sequences that run at once. Unset: as many as the KV cache holds. Smaller answers each one faster, and "
+        "fewer of them.",
+    )
+    max_best_of: int = flag(
+        2, help="Most answers that `best_of` may choose from. Each is computed whole. 1: `best_of` is not allowed."
+    )
+    max_top_n_tokens: int = flag(
+        5, help="Most alternatives to each token that `top_n_tokens` may ask for. OpenAI's `top_logprobs` may be 20."
+    )
+    max_client_batch_size: int = flag(4, help="Prompts that one request to /v1/completions may bring.")
+    payload_limit: int = flag(2_000_000, help="Longest request body, in bytes; longer ones get 413.")
+    api_key: tuple[str, ...] = flag(
+        (),
+        secret=True,
+        help="Key that requests must carry as `Authorization: Bearer KEY`; may be given several times, and any of them will "
+        "do. Unset: everyone may ask. /health, /ping, /info, /metrics, /v1/models and /docs are open to all.",
+    )
+    cors_allow_origin: tuple[str, ...] = flag(
+        (), help="Web origin whose pages may call this server from a browser; may be given several times. Unset: all may."
+    )
     max_stop_sequences: int = flag(
         4, help="Stop sequences that one request may have. Each costs a search in the text at every token."
     )
@@ -62,11 +99,13 @@ class RouterConfig:
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
             raise ValueError(f"`port` must be between 1 and 65535. Given: {self.port}")
-        for name in ("max_concurrent_requests", "validation_workers", "max_batch_prefill_tokens", "max_total_tokens"):
+        if self.tokenizer_path is None and self.launch_status_path is None:
+            raise ValueError("`tokenizer_path` must be set")
+        for name in _AT_LEAST_ONE:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be > 0. Given: {value}")
-        for name in ("max_stop_sequences", "graceful_termination_timeout"):
+        for name in ("max_stop_sequences", "max_top_n_tokens", "graceful_termination_timeout"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` cannot be < 0. Given: {getattr(self, name)}")
         if self.max_total_tokens == 1:

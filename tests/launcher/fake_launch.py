@@ -4,6 +4,7 @@ Run as a program: `fake_launch.py FOLDER SHARD_BEHAVIOUR ROUTER_BEHAVIOUR`.
 """
 
 import dataclasses
+import json
 import logging
 import os
 import socket
@@ -33,6 +34,7 @@ class FakeLaunch:
     folder: Path
     shard: str = "serve"
     router: str = "serve"
+    download: str = "fetch"
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
     status: int | None = None
     messages: list[str] = dataclasses.field(default_factory=list)  # what the launcher logged
@@ -48,7 +50,7 @@ class FakeLaunch:
         }
         config = LauncherConfig(**settings | self.overrides)
         commands = Commands(
-            download=lambda model_id, revision: [sys.executable, "-c", f"print({str(self.folder)!r})"],
+            download=lambda model_id, revision: self._command("download", self.download),
             shard=lambda shard: self._command(f"shard-{shard.rank}", self.shard, shard.socket_path),
             router=lambda router: self._command("router", self.router),
         )
@@ -78,6 +80,16 @@ class FakeLaunch:
         wait_until(lambda: bool(self.pids("router")))
 
     @property
+    def launch_status(self) -> dict[str, str | None] | None:
+        """What the launcher tells the router; None where there is no such file."""
+        file = self.folder / "s-status"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def wait_for_status(self, stage: str, model_path: Path | None) -> None:
+        expected = {"stage": stage, "model_path": None if model_path is None else str(model_path)}
+        wait_until(lambda: self.launch_status == expected)
+
+    @property
     def sockets(self) -> list[Path]:
         return [self.folder / f"s-{rank}" for rank in range(WORLD_SIZE)]
 
@@ -87,7 +99,7 @@ class FakeLaunch:
         return [int(line) for line in file.read_text().split()] if file.exists() else []
 
     def left_behind(self) -> list[str]:
-        files = [str(path) for path in self.sockets if path.exists()]
+        files = [str(path) for path in self.folder.glob("s-*")]
         pids = [pid for file in self.folder.glob("*.pids") for pid in self.pids(file.stem)]
         return files + [str(pid) for pid in pids if is_alive(pid)]
 

@@ -14,6 +14,10 @@ def never() -> bool:
     return False
 
 
+def nothing() -> None:
+    pass
+
+
 def program(source: str) -> Child:
     return Child("download", [sys.executable, "-S", "-c", source], os.environ, json_output=False)
 
@@ -48,13 +52,13 @@ def test_only_hub_names_and_bin_files_need_the_child(tmp_path: Path) -> None:
 
 def test_the_last_line_of_the_child_is_the_folder() -> None:
     child = lambda: program("import sys; print('hello'); print('/a/b'); print('100%', file=sys.stderr)")  # noqa: E731
-    assert wait_for_folder(child, never, never) == Path("/a/b")
+    assert wait_for_folder(child, never, never, nothing) == Path("/a/b")
 
 
 def test_a_child_that_fails_gives_its_error() -> None:
     child = lambda: program("import sys; print('Error: no such model', file=sys.stderr); sys.exit(1)")  # noqa: E731
     with pytest.raises(LaunchError, match="exit code 1: Error: no such model"):
-        wait_for_folder(child, never, never)
+        wait_for_folder(child, never, never, nothing)
 
 
 def test_a_stop_during_the_download_ends_the_child() -> None:
@@ -65,5 +69,20 @@ def test_a_stop_during_the_download_ends_the_child() -> None:
         return started[0]
 
     with pytest.raises(LaunchError, match="SIGTERM"):
-        wait_for_folder(child, lambda: True, never)
+        wait_for_folder(child, lambda: True, never, nothing)
+    assert started[0].returncode is not None
+
+
+def test_trouble_elsewhere_during_the_download_ends_the_child() -> None:
+    started: list[Child] = []
+
+    def child() -> Child:
+        started.append(program("import time; time.sleep(60)"))
+        return started[0]
+
+    def trouble() -> None:
+        raise LaunchError("the router could not be started")
+
+    with pytest.raises(LaunchError, match="the router"):
+        wait_for_folder(child, never, never, trouble)
     assert started[0].returncode is not None

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from launcher.fake_launch import FakeLaunch, free_port, wait_until
@@ -120,10 +121,89 @@ def test_a_missing_folder_is_said_in_one_line_without_asking_the_hub(tmp_path: P
     assert "./no/such/folder: there is no such folder" in fake.messages[-1]
 
 
-def test_a_name_on_the_hub_is_downloaded_first(tmp_path: Path) -> None:
+def test_another_servers_sockets_and_status_are_left_alone(tmp_path: Path) -> None:
+    status = tmp_path / "s-status"
+    status.write_text("another's")
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "s-1"))
+        other.listen()
+        with FakeLaunch(tmp_path) as fake:
+            assert fake.wait() == 1
+    assert "another server listens" in fake.messages[-1] and status.read_text() == "another's"
+    assert fake.pids("router") == []
+    for path in fake.left_behind():
+        Path(path).unlink()
+
+
+def test_a_name_on_the_hub_is_downloaded_while_the_router_answers_already(tmp_path: Path) -> None:
     with FakeLaunch(tmp_path, overrides={"model_id": "some/name"}) as fake:
+        fake.wait_for_status("downloading the weights of some/name", None)
+        wait_until(lambda: bool(fake.pids("router") and fake.pids("download")))
+        assert fake.pids("shard-0") == []
+        (tmp_path / "weights").touch()
+        fake.wait_until_up()
+        fake.wait_for_status("starting the shards", tmp_path)
+        assert len(fake.pids("router")) == 1
+    assert fake.status == 0 and fake.launch_status is None
+
+
+def test_a_folder_that_may_need_conversion_is_named_from_the_start(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").touch()
+    with FakeLaunch(tmp_path) as fake:
+        fake.wait_for_status(f"preparing the weights of {tmp_path}", tmp_path)
+        (tmp_path / "weights").touch()
+        fake.wait_for_status("starting the shards", tmp_path)
         fake.wait_until_up()
     assert fake.status == 0
+
+
+def test_the_status_says_that_shards_start_and_start_again(tmp_path: Path) -> None:
+    with FakeLaunch(tmp_path) as fake:
+        wait_until(lambda: bool(fake.pids("router")))
+        assert fake.launch_status == {"stage": "starting the shards", "model_path": str(tmp_path)}
+        fake.wait_until_up()
+        os.kill(fake.pids("shard-0")[0], signal.SIGKILL)
+        fake.wait_for_status("starting the shards again", tmp_path)
+    assert fake.launch_status is None
+
+
+def test_a_status_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "s-status").mkdir()
+    with FakeLaunch(tmp_path) as fake:
+        assert fake.wait() == 1
+    assert "--shard-uds-path: cannot write" in fake.messages[-1] and fake.pids("router") == []
+    (tmp_path / "s-status").rmdir()
+
+
+def test_a_download_that_fails_ends_everything_with_its_reason(tmp_path: Path) -> None:
+    with FakeLaunch(tmp_path, download="refuse", overrides={"model_id": "some/name"}) as fake:
+        assert fake.wait() == 1
+    assert "download ended with exit code 1: Error: the weights are cut short" in fake.messages[-1]
+    assert fake.pids("shard-0") == [] and fake.left_behind() == []
+
+
+def test_a_router_that_cannot_start_ends_a_download(tmp_path: Path) -> None:
+    with FakeLaunch(tmp_path, router="refuse", overrides={"model_id": "some/name"}) as fake:
+        assert fake.wait() == 1
+    assert "the router could not be started: router ended with exit code 1" in fake.messages[-1]
+    assert fake.left_behind() == []
+
+
+def test_a_stop_while_downloading_ends_router_and_download_with_status_0(tmp_path: Path) -> None:
+    with FakeLaunch(tmp_path, overrides={"model_id": "some/name"}) as fake:
+        wait_until(lambda: bool(fake.pids("router") and fake.pids("download")))
+    assert fake.status == 0
+    assert fake.pids("shard-0") == [] and fake.left_behind() == []
+
+
+def test_an_api_key_is_in_the_routers_environment_and_nowhere_else(tmp_path: Path) -> None:
+    with FakeLaunch(tmp_path, overrides={"api_key": ("sk-1234",)}) as fake:
+        fake.wait_until_up()
+        router, shard = (psutil.Process(fake.pids(name)[0]) for name in ("router", "shard-0"))
+        assert router.environ()["API_KEY"] == "sk-1234"
+        assert "API_KEY" not in shard.environ()
+        assert "sk-1234" not in " ".join([*router.cmdline(), *shard.cmdline()])
+    assert "sk-1234" not in " ".join(fake.messages)
 
 
 def test_sockets_left_by_a_killed_server_are_removed(tmp_path: Path) -> None:
@@ -156,4 +236,5 @@ def test_children_end_when_the_launcher_is_killed(tmp_path: Path) -> None:
     fake, process = running(tmp_path)
     process.kill()
     process.wait(20)
+    (tmp_path / "s-status").unlink()  # the next launch writes it anew
     wait_until(lambda: fake.left_behind() == [])

@@ -55,6 +55,12 @@ def test_sockets_of_before_do_not_count_as_up(tmp_path: Path) -> None:
     shards.stop(never)
 
 
+def test_sockets_of_another_server_stay(tmp_path: Path) -> None:
+    (tmp_path / "s-0").touch()
+    group(tmp_path, "serve").stop(never)
+    assert (tmp_path / "s-0").exists()
+
+
 def test_the_dead_one_is_found(tmp_path: Path) -> None:
     shards = group(tmp_path, "serve", "refuse")
     shards.start()

@@ -9,6 +9,11 @@ from text_generation_proto import logs
 logger = logging.getLogger("text_generation_router.engine")
 
 
+@pytest.fixture(autouse=True)
+def no_level_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOG_LEVEL", raising=False)
+
+
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
     captured = capsys.readouterr()
     assert captured.out == "", "standard output is not for logs"
@@ -47,13 +52,33 @@ def test_a_traceback_stays_in_its_json_line(capsys):
     assert found["message"] == "step failed id=3" and "RuntimeError: first line\nsecond line" in found["traceback"]
 
 
-def test_debug_lines_appear_when_asked_for(capsys):
+def test_debug_lines_appear_when_asked_for(capsys, monkeypatch):
     logs.configure("router", json_output=False)
     logger.debug("hidden")
-    logs.configure("router", json_output=False, level=logging.DEBUG)
+    monkeypatch.setenv("LOG_LEVEL", "debug")
+    logs.configure("router", json_output=False)
     logger.debug("shown")
     (line,) = lines(capsys)
     assert line.endswith("DEBUG router: shown")
+
+
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [
+        ("error", logging.ERROR),
+        ("warn", logging.WARNING),
+        ("WARNING", logging.WARNING),
+        ("info", logging.INFO),
+        ("trace", logging.DEBUG),
+        ("info,text_generation_router=debug", logging.INFO),
+        ("text_generation_router=info, debug", logging.DEBUG),
+        ("text_generation_router=debug", logging.INFO),
+        ("loud", logging.INFO),
+        ("", logging.INFO),
+    ],
+)
+def test_the_level_is_the_first_plain_one_of_a_filter(text, level):
+    assert logs.read_level(text) == level
 
 
 def test_configuring_again_replaces_what_was_there(capsys):
