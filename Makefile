@@ -29,6 +29,7 @@ help:  ## what there is to type
 .venv/installed-%: .venv/pyvenv.cfg pyproject.toml
 	@echo "==> installing $(if $(filter launcher,$*),the launcher,$*) into .venv (the first time takes some minutes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.$(EXTRAS_$*)'
+	@$(if $(filter dev,$*),$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps text-generation==0.7.0)
 	@touch $@
 
 EXTRAS_launcher :=

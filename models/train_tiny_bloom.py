@@ -18,6 +18,11 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, BloomForCausalLM
 
+# A conversation as a play has it: each speaker's name, then the words.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ (message.name or message.role) | upper }}:\n{{ message.content }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:\n{% endif %}"
+)
 SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 # initializer_range is above the published 0.02: at this width the smaller value wastes the first steps.
 CONFIG: dict[str, Any] = {
@@ -164,6 +169,7 @@ def save(model: BloomForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     tokenizer_config = {
         **SPECIAL_TOKENS,
+        "chat_template": CHAT_TEMPLATE,
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",
         "tokenizer_class": "BloomTokenizerFast",

@@ -5,13 +5,13 @@ In: token ids, and how the script goes wrong or waits. Out: the interface of `te
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 
 from text_generation_router.engine import Limits
-from text_generation_router.errors import GenerationFailed
-from text_generation_router.sequence import Request, Sequence
+from text_generation_router.errors import GenerationFailed, RequestError
+from text_generation_router.sequence import PromptScore, Request, Sequence
 from text_generation_router.shards import Model
-from text_generation_router.stream import TokenEvent
+from text_generation_router.stopping import StoppingCriteria
+from text_generation_router.stream import GenerationStream, Mailbox
 from text_generation_router.tokenizer import Tokenizer
 
 MODEL = Model(
@@ -26,8 +26,11 @@ MODEL = Model(
     max_positions=128,
     eos_token_ids=frozenset({2}),
     max_batch_tokens=64,
+    vocab_size=340,
 )
-LIMITS = Limits(max_input_tokens=20, max_total_tokens=32)
+LIMITS = Limits(max_input_tokens=20, max_total_tokens=32, vocab_size=340)
+LOGPROB = -0.5
+PROMPT_LOGPROB = -0.75
 
 
 class FakeEngine:
@@ -38,7 +41,7 @@ class FakeEngine:
         self.tokenizer = tokenizer
         self.token_ids = token_ids
         self.refusal: Exception | None = None  # raised by submit
-        self.failure: Exception | None = None  # raised by streams after their tokens
+        self.failure: Exception | None = None  # comes instead of the last token
         self.goes_on: asyncio.Event | None = None  # waited for before the last token
         self.requests: list[Request] = []
         self.streams: list[FakeStream] = []
@@ -53,61 +56,60 @@ class FakeEngine:
         while not all(stream.cancelled.is_set() for stream in self.streams) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         for stream in self.streams:
-            stream.shut_down.set()
+            stream.fail(GenerationFailed("the server is shutting down"))
 
     async def wait_failed(self) -> None:
         await asyncio.Event().wait()
 
-    def admit(self) -> None:
+    def update_gauges(self) -> None:
+        self.calls.append("update_gauges")
+
+    def admit(self, num_requests: int = 1) -> None:
         if self.refusal:
             raise self.refusal
 
-    def submit(self, request: Request) -> "FakeStream":
-        self.admit()
-        self.requests.append(request)
-        self.streams.append(FakeStream(self, request))
-        return self.streams[-1]
+    def submit(self, requests: list[Request], mailbox: Mailbox) -> "list[FakeStream]":
+        self.admit(len(requests))
+        self.requests += requests
+        new = [FakeStream(self, request, len(self.streams) + index, mailbox) for index, request in enumerate(requests)]
+        self.streams += new
+        return new
 
 
-class FakeStream:
-    def __init__(self, engine: FakeEngine, request: Request) -> None:
-        self.engine = engine
-        self.sequence = Sequence(len(engine.streams), request)
-        self.queue_seconds = 0.001
+class FakeStream(GenerationStream):
+    """The real one, fed with the script by a task of its own."""
+
+    def __init__(self, engine: FakeEngine, request: Request, sequence_id: int, mailbox: Mailbox) -> None:
         self.num_cancels = 0
         self.cancelled = asyncio.Event()
-        self.shut_down = asyncio.Event()
+        sequence = Sequence(sequence_id, request, first_scheduled_seconds=time.monotonic() + 0.001)
+        if request.prompt_logprobs:
+            top_tokens = [(5 + rank, PROMPT_LOGPROB - rank) for rank in range(request.num_top_tokens)]
+            for position in range(1, len(request.prompt_token_ids)):
+                sequence.prompt_scores[position] = PromptScore(PROMPT_LOGPROB, top_tokens)
+        criteria = StoppingCriteria(request.max_new_tokens, MODEL.eos_token_ids, request.stop, request.keep_stop)
+        super().__init__(sequence, criteria, engine.tokenizer, mailbox, on_cancel=self._count_cancel)
+        self._task = asyncio.get_running_loop().create_task(self._feed(engine))
 
-    def cancel(self) -> None:
+    def _count_cancel(self, stream: GenerationStream) -> None:
         self.num_cancels += 1
         self.cancelled.set()
+        self._task.cancel()
 
-    async def _is_shut_down(self, goes_on: asyncio.Event) -> bool:
-        waits = [asyncio.create_task(event.wait()) for event in (goes_on, self.shut_down)]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-        return self.shut_down.is_set()
+    async def _feed(self, engine: FakeEngine) -> None:
+        """All of the script's tokens, or those up to the request's own end."""
+        for position, token_id in enumerate(engine.token_ids):
+            is_last = position == len(engine.token_ids) - 1
+            if is_last and engine.goes_on:
+                await engine.goes_on.wait()
+            if is_last and engine.failure:
+                self.fail(engine.failure)  # type: ignore[arg-type]
+                return
+            reason = self.ends_by_token(token_id)
+            top_tokens = [(token_id + rank, LOGPROB - rank) for rank in range(self.request.num_top_tokens)]
+            if self.push(token_id, LOGPROB, top_tokens, "eos_token" if is_last else reason) or reason:
+                return
+            await asyncio.sleep(0)
 
-    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
-        tokenizer, token_ids = self.engine.tokenizer, self.engine.token_ids
-        detokenizer, whole = tokenizer.detokenizer(), ""
-        for position, token_id in enumerate(token_ids):
-            is_last = position == len(token_ids) - 1
-            if is_last and self.engine.goes_on and await self._is_shut_down(self.engine.goes_on):
-                raise GenerationFailed("the server is shutting down")
-            if is_last and self.engine.failure:
-                raise self.engine.failure
-            text = detokenizer.push(token_id)
-            whole += text
-            special = token_id in tokenizer.special_token_ids
-            yield TokenEvent(
-                token_id=token_id,
-                text=tokenizer.token_text(token_id) if special else text,
-                logprob=-0.5,
-                special=special,
-                finish_reason="eos_token" if is_last else None,
-                generated_text=whole if is_last else None,
-            )
+    def fail(self, error: RequestError) -> None:
+        self._mailbox.put(self, error)

@@ -22,6 +22,7 @@ from text_generation_proto.shard_pb2 import Step, StepResult
 EOS = 2
 FIRST_TOKEN, NUM_TOKENS = 4, 94  # the printable characters of tiny_tokenizers.byte_level()
 LOGPROB = -0.25
+FORWARD_MICROS, SAMPLE_MICROS = 2000, 500
 _GARBAGE = -1
 
 
@@ -37,6 +38,16 @@ def next_token(token_ids: list[int], eos_length: int | None = None) -> int:
     if eos_length is not None and len(token_ids) == eos_length:
         return EOS
     return FIRST_TOKEN + prefix_hashes(token_ids)[-1] % NUM_TOKENS
+
+
+def top_tokens(token_id: int, count: int, logprob: float = LOGPROB) -> list[tuple[int, float]]:
+    """What the fakes say beside a token: itself and those that follow it in the vocabulary."""
+    return [(token_id + rank, logprob - rank) for rank in range(count)]
+
+
+def prompt_logprob(position: int) -> float:
+    """How the fakes rate the token of a prompt at a position: no two alike."""
+    return -position / 8
 
 
 def prefix_hashes(token_ids: Iterable[int]) -> list[int]:
@@ -57,6 +68,7 @@ class ProtocolViolation(AssertionError):
 
 @dataclasses.dataclass(slots=True)
 class _SequenceState:
+    message: shard_pb2.NewSequence
     token_ids: list[int]
     hashes: list[int]
     block_table: list[int] = dataclasses.field(default_factory=list)
@@ -95,7 +107,7 @@ class FakeDevice:
         for message in step.add:
             _check(message.id not in self._states, f"sequence {message.id} is added twice")
             _check(len(message.token_ids) > 0, f"sequence {message.id} has no tokens")
-            self._states[message.id] = _SequenceState(list(message.token_ids), prefix_hashes(message.token_ids))
+            self._states[message.id] = _SequenceState(message, list(message.token_ids), prefix_hashes(message.token_ids))
         _check(step.add or step.work or step.drop, f"step {step.id} is empty")
         _check({message.id for message in step.add} <= {work.sequence_id for work in step.work}, "an addition without work")
         _check(sum(work.length for work in step.work) <= self.max_batch_tokens, f"step {step.id} is over the budget")
@@ -106,10 +118,11 @@ class FakeDevice:
         if failing:
             self._fail(works)
             return StepResult(id=step.id, error="RuntimeError: scripted failure")
-        result = StepResult(id=step.id)
+        result = StepResult(id=step.id, forward_micros=FORWARD_MICROS, sample_micros=SAMPLE_MICROS)
         for work in works:
+            self._rate_prompt(work, result)
             if work.sample:
-                result.tokens.add(sequence_id=work.sequence_id, token_id=self._sample(work.sequence_id), logprob=LOGPROB)
+                self._add_token(work.sequence_id, result)
         return result
 
     def _drop(self, sequence_id: int) -> None:
@@ -126,6 +139,7 @@ class FakeDevice:
         _check(work.sample == (end == len(state.token_ids)), f"{name}: samples {work.sample} after {end} positions")
         self._give_blocks(work, state)
         _check(end <= len(state.block_table) * self.block_size, f"{name}: position {end - 1} has no block")
+        _check(start == 0 or state.num_computed is not None or not state.message.prompt_logprobs, f"{name}: is not rated whole")
         _check(state.num_computed in (None, start), f"{name}: starts at {start}, computed are {state.num_computed}")
         for position in range(start, end):
             _check(self._owners[state.block_table[position // self.block_size]] == {work.sequence_id}, f"{name} writes to all")
@@ -151,6 +165,25 @@ class FakeDevice:
             self._failed.add(work.sequence_id)
             for position in range(work.start, work.start + work.length):
                 self._slots[self._slot(self._states[work.sequence_id], position)] = _GARBAGE
+
+    def _rate_prompt(self, work: shard_pb2.Work, result: StepResult) -> None:
+        """Position p rates the token at p + 1."""
+        message = self._states[work.sequence_id].message
+        end = min(work.start + work.length + 1, message.num_prompt_tokens or len(message.token_ids))
+        if not message.prompt_logprobs or end <= work.start + 1:
+            return
+        prompt = result.prompts.add(sequence_id=message.id, start=work.start + 1)
+        for position in range(work.start + 1, end):
+            prompt.logprobs.append(prompt_logprob(position))
+            for top_id, logprob in top_tokens(message.token_ids[position], message.num_top_tokens, prompt_logprob(position)):
+                prompt.top_token_ids.append(top_id)
+                prompt.top_logprobs.append(logprob)
+
+    def _add_token(self, sequence_id: int, result: StepResult) -> None:
+        token = result.tokens.add(sequence_id=sequence_id, token_id=self._sample(sequence_id), logprob=LOGPROB)
+        for top_id, logprob in top_tokens(token.token_id, self._states[sequence_id].message.num_top_tokens):
+            token.top_token_ids.append(top_id)
+            token.top_logprobs.append(logprob)
 
     def _sample(self, sequence_id: int) -> int:
         state = self._states[sequence_id]

@@ -15,11 +15,16 @@ from typing import Any
 from aiohttp import web
 
 from text_generation_proto import flags, logs
-from text_generation_router.app import ENGINE, build_app
+from text_generation_router.api.serving import Serving
+from text_generation_router.app import build_app
+from text_generation_router.chat_template import ChatTemplate
 from text_generation_router.config import RouterConfig
 from text_generation_router.engine import Engine
 from text_generation_router.errors import ConfigurationError
+from text_generation_router.metrics import Metrics
+from text_generation_router.startup import Startup
 from text_generation_router.tokenizer import Tokenizer
+from text_generation_router.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -41,21 +46,28 @@ def main() -> None:
 
 
 async def _serve(config: RouterConfig) -> None:
-    tokenizer = Tokenizer(config.tokenizer_path, config.validation_workers)
-    await run_until_signal(build_app(config, Engine(config, tokenizer), tokenizer), config)
+    metrics, tokenizer, chat_template = Metrics(), Tokenizer(config.validation_workers), ChatTemplate()
+    engine = Engine(config, tokenizer, metrics)
+    validation = Validation(tokenizer, config)
+    serving = Serving(config, engine, tokenizer, chat_template, validation, metrics)
+    try:
+        await run_until_signal(serving, Startup(config, engine, tokenizer, chat_template))
+    finally:
+        tokenizer.close()
 
 
-async def run_until_signal(app: web.Application, config: RouterConfig) -> None:
+async def run_until_signal(serving: Serving, startup: Startup) -> None:
     """Returns after SIGTERM or SIGINT, when what ran is finished or its grace is over.
 
     Raises:
-        ConfigurationError: the address cannot be listened on.
+        ConfigurationError: the address cannot be listened on, or the model's files cannot be used.
     """
+    config, engine = serving.config, serving.engine
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     runner = web.AppRunner(
-        app,
+        build_app(serving),
         access_log=None,
         handler_cancellation=True,  # a gone client cancels its handler, and with that its generation
         shutdown_timeout=ANSWER_SECONDS,
@@ -63,11 +75,12 @@ async def run_until_signal(app: web.Application, config: RouterConfig) -> None:
     await runner.setup()
     try:
         await _listen(runner, config)
-        await _first_of(stopping.wait(), app[ENGINE].wait_failed())
+        await _first_of(stopping.wait(), startup.run())
         logger.info("stopping grace_seconds=%g", config.graceful_termination_timeout)
         await asyncio.gather(*(site.stop() for site in runner.sites))
-        await app[ENGINE].stop(config.graceful_termination_timeout)
+        await engine.stop(config.graceful_termination_timeout)
     finally:
+        await engine.stop(grace_seconds=0)
         await runner.cleanup()
 
 

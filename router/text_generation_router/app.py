@@ -1,73 +1,124 @@
-"""build_app: the HTTP application: its routes, its one way to answer errors, and what lives as long as it does.
+"""build_app: the HTTP application: its routes, what holds for all of them, and what lives as long as it does.
 
-In: the configuration, an engine, a tokenizer. Out: an aiohttp application; starting it starts the engine.
+In: the configuration, an engine, a tokenizer, a chat template, metrics. Out: an aiohttp application. Every request passes,
+from the outside in: errors become bodies, the key is checked, the outcome is counted, the handler runs.
 Knows nothing of what the routes do.
 """
 
+import asyncio
+import hmac
 import logging
-from collections.abc import AsyncIterator
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from text_generation_router import schema
-from text_generation_router.api_generate import GenerateApi
-from text_generation_router.config import RouterConfig
-from text_generation_router.engine import Engine
-from text_generation_router.errors import InternalError, MalformedBody, PayloadTooLarge, RequestError
-from text_generation_router.tokenizer import Tokenizer
-from text_generation_router.validation import Validation
+from text_generation_router.api.chat import ChatApi
+from text_generation_router.api.completions import CompletionsApi
+from text_generation_router.api.cors import Cors
+from text_generation_router.api.generate import GenerateApi
+from text_generation_router.api.platforms import PlatformsApi
+from text_generation_router.api.route import OPENAI_ERRORS, Route, error_body, json_response
+from text_generation_router.api.serving import Serving
+from text_generation_router.api.status import StatusApi
+from text_generation_router.api.tokenize import TokenizeApi
+from text_generation_router.errors import InternalError, RequestError, Unauthorized
+from text_generation_router.sse import FAILURE
 
-MAX_BODY_BYTES = 2_000_000
-
-ENGINE = web.AppKey("engine", Engine)
-TOKENIZER = web.AppKey("tokenizer", Tokenizer)
+SERVING = web.AppKey("serving", Serving)
+ROUTES = web.AppKey("routes", dict)
+_FAILURES = {"overloaded": "overloaded", "template_error": "template", "generation": "generation"}
 
 logger = logging.getLogger(__name__)
 
 
-def build_app(config: RouterConfig, engine: Engine, tokenizer: Tokenizer) -> web.Application:
-    app = web.Application(middlewares=[errors_as_json], client_max_size=MAX_BODY_BYTES)
-    app[ENGINE], app[TOKENIZER] = engine, tokenizer
-    validation = Validation(tokenizer, config.max_stop_sequences)
-    app.add_routes(GenerateApi(config, engine, validation).routes())
-    app.cleanup_ctx.append(_running_engine)
+def build_app(serving: Serving) -> web.Application:
+    cors = Cors(serving.config.cors_allow_origin)
+    app = web.Application(
+        middlewares=[cors.preflight, _errors_as_json, _authorized, _counted], client_max_size=serving.config.payload_limit
+    )
+    app[SERVING] = serving
+    routes = _routes(serving)
+    app[ROUTES] = {(route.method, route.path): route for route in routes}
+    app.add_routes([web.route(route.method, route.path, route.handler) for route in routes])
+    app.on_response_prepare.append(cors.allow)
     return app
 
 
+def _routes(serving: Serving) -> list[Route]:
+    generate, chat, completions = GenerateApi(serving), ChatApi(serving), CompletionsApi(serving)
+    status = StatusApi(serving)
+    routes = [*generate.routes(), *chat.routes(), *completions.routes(), *TokenizeApi(serving).routes()]
+    routes += [*PlatformsApi(serving, generate, chat, completions).routes(), *status.routes()]
+    status.describe(routes)
+    return routes
+
+
+def _route(request: web.Request) -> Route | None:
+    return request.app[ROUTES].get((request.method, request.path))
+
+
 @web.middleware
-async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every refusal and failure leaves as {"error", "error_type"}; what nobody foresaw is logged and stays inside."""
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every refusal and failure leaves as a JSON body; what nobody foresaw is logged and stays inside."""
     try:
         return await handler(request)
     except RequestError as error:
-        return _json(error)
-    except web.HTTPRequestEntityTooLarge:
-        return _json(PayloadTooLarge(MAX_BODY_BYTES))
-    except web.RequestPayloadError as error:
-        return _json(MalformedBody(f"The body cannot be read: {error}"))
+        return _error_response(request, error)
     except web.HTTPException as error:
         return _http_error(request, error)
     except Exception:
         logger.exception("request failed: %s %s", request.method, request.path)
-        return _json(InternalError())
+        return _error_response(request, InternalError())
 
 
-def _json(error: RequestError) -> web.Response:
-    body = schema.encode(schema.ErrorBody(str(error), error.error_type))
-    return web.Response(body=body, status=error.status, content_type="application/json")
+@web.middleware
+async def _authorized(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Keys are compared as they are, and in a time that does not tell how much of one is right."""
+    keys, route = request.app[SERVING].config.api_key, _route(request)
+    if keys and route and route.needs_key:
+        given = request.headers.get("authorization", "").encode(errors="surrogateescape")
+        if not any([hmac.compare_digest(given, f"Bearer {key}".encode()) for key in keys]):
+            raise Unauthorized()
+    return await handler(request)
+
+
+@web.middleware
+async def _counted(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """One request is one request, however many sequences it has, and succeeds or fails once."""
+    route, metrics = _route(request), request.app[SERVING].metrics
+    if route is None or not route.generates:
+        return await handler(request)
+    metrics.request_count.inc()
+    try:
+        response = await handler(request)
+    except (Exception, asyncio.CancelledError) as error:
+        metrics.request_failure.inc(err=_failure(error))
+        raise
+    failure = request.get(FAILURE)  # in a stream that had begun
+    if failure is None:
+        metrics.request_success.inc()
+    else:
+        metrics.request_failure.inc(err=_failure(failure))
+    return response
+
+
+def _failure(error: BaseException) -> str:
+    if isinstance(error, RequestError):
+        return _FAILURES.get(error.error_type, "validation" if error.status < 500 else "incomplete")
+    return "dropped" if isinstance(error, asyncio.CancelledError | ConnectionError) else "incomplete"
+
+
+def _error_response(request: web.Request, error: RequestError) -> web.Response:
+    route = _route(request)
+    openai = request.get(OPENAI_ERRORS, route.openai_errors if route else request.path.startswith("/v1/"))
+    headers = {"www-authenticate": "Bearer"} if isinstance(error, Unauthorized) else None
+    return json_response(error_body(error, bool(openai)), error.status, headers)
 
 
 def _http_error(request: web.Request, error: web.HTTPException) -> web.Response:
     """aiohttp's own: no such route (404), another method (405, which keeps its `Allow` header)."""
-    message, error_type = f"{request.method} {request.path}: {error.reason}", error.reason.lower().replace(" ", "_")
-    headers = {name: value for name, value in error.headers.items() if name == "Allow"}
-    body = schema.encode(schema.ErrorBody(message, error_type))
-    return web.Response(body=body, status=error.status, content_type="application/json", headers=headers)
-
-
-async def _running_engine(app: web.Application) -> AsyncIterator[None]:
-    await app[ENGINE].start()
-    yield
-    await app[ENGINE].stop(grace_seconds=0)
-    app[TOKENIZER].close()
+    same = RequestError(f"{request.method} {request.path}: {error.reason}")
+    same.status, same.error_type = error.status, error.reason.lower().replace(" ", "_")
+    response = _error_response(request, same)
+    response.headers.update({name: value for name, value in error.headers.items() if name == "Allow"})
+    return response

@@ -13,11 +13,12 @@ import time
 from text_generation_router.block_manager import BlockManager
 from text_generation_router.config import RouterConfig
 from text_generation_router.errors import GenerationFailed, InternalError, NotReady, Overloaded, RequestError
-from text_generation_router.scheduler import Scheduler
+from text_generation_router.metrics import Metrics
+from text_generation_router.scheduler import Scheduler, Step
 from text_generation_router.sequence import Request, Sequence
 from text_generation_router.shards import Model, ShardGroup, ShardsLost, StepResult
 from text_generation_router.stopping import FinishReason, StoppingCriteria
-from text_generation_router.stream import GenerationStream
+from text_generation_router.stream import GenerationStream, Mailbox
 from text_generation_router.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -29,21 +30,24 @@ MAX_CRASHES = 3  # a request that was being computed in this many crashes is tak
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may ask for, in tokens."""
+    """What one request may ask for, in tokens; their ids are below `vocab_size`."""
 
     max_input_tokens: int
     max_total_tokens: int
+    vocab_size: int
 
 
 class Engine:
     """`model` and `limits` are None until the shards have answered; `status` says "ready" or what is waited for."""
 
-    def __init__(self, config: RouterConfig, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: RouterConfig, tokenizer: Tokenizer, metrics: Metrics) -> None:
         self.model: Model | None = None
         self.limits: Limits | None = None
         self.status = "waiting for shards"
         self._config = config
         self._tokenizer = tokenizer
+        self._metrics = metrics
+        self._last_result_seconds = 0.0
         self._scheduler: Scheduler | None = None
         self._streams: dict[int, GenerationStream] = {}
         self._ids = itertools.count()
@@ -66,8 +70,8 @@ class Engine:
             self._loop_task.cancel()
             await asyncio.gather(self._loop_task, return_exceptions=True)
 
-    def admit(self) -> None:
-        """Refuses what `submit` would refuse, before any work is put into a request.
+    def admit(self, num_requests: int = 1) -> None:
+        """Refuses what `submit` would refuse, before any work is put into requests.
 
         Raises:
             NotReady: the shards have never answered yet, or the server is shutting down.
@@ -77,28 +81,49 @@ class Engine:
             raise NotReady(self.status)
         if self._stopping:
             raise NotReady("the server is shutting down")
-        if len(self._streams) >= self._config.max_concurrent_requests:
+        if len(self._streams) + num_requests > self._config.max_concurrent_requests:
             raise Overloaded()
 
-    def submit(self, request: Request) -> GenerationStream:
-        """
+    def submit(self, requests: list[Request], mailbox: Mailbox) -> list[GenerationStream]:
+        """Queues all of them or none; their events come to `mailbox`.
+
         Raises:
             NotReady, Overloaded: as `admit`.
         """
-        self.admit()
-        assert self.model is not None and self._scheduler is not None, "admitted before adopted: this is a bug"
-        sequence = Sequence(next(self._ids), request)
-        criteria = StoppingCriteria(request.max_new_tokens, self.model.eos_token_ids, request.stop)
-        stream = GenerationStream(sequence, criteria, self._tokenizer, on_cancel=self._release)
-        self._streams[sequence.id] = stream
-        self._scheduler.add(sequence)
+        self.admit(len(requests))
+        assert self._scheduler is not None, "admitted before adopted: this is a bug"
+        streams = [self._make_stream(request, mailbox) for request in requests]
+        for stream in streams:
+            self._streams[stream.sequence.id] = stream
+            self._scheduler.add(stream.sequence)
         self._wake.set()
-        return stream
+        return streams
 
     async def wait_failed(self) -> None:
         """Never returns; raises what ended the loop, if anything ever does. That would be a bug, and the process's end."""
         assert self._loop_task is not None, "waited for before it was started: this is a bug"
         await asyncio.shield(self._loop_task)
+
+    def update_gauges(self) -> None:
+        """Enters what is the case now into the metrics: for whoever is about to read them."""
+        if self._scheduler is None or self.model is None or self.limits is None:
+            return
+        metrics, scheduler, blocks = self._metrics, self._scheduler, self._scheduler.block_manager
+        metrics.queue_size.set(len(scheduler.waiting))
+        metrics.num_requests_waiting.set(len(scheduler.waiting))
+        metrics.batch_current_size.set(len(scheduler.running))
+        metrics.num_requests_running.set(len(scheduler.running))
+        metrics.batch_current_max_tokens.set(sum(s.num_prompt_tokens + s.request.max_new_tokens for s in scheduler.running))
+        metrics.batch_max_total_tokens.set(blocks.num_blocks * blocks.block_size)
+        metrics.kv_cache_utilization.set(1 - blocks.num_free / blocks.num_blocks)
+        metrics.kv_cache_block_size.set(blocks.block_size)
+        metrics.kv_cache_num_blocks.set(blocks.num_blocks)
+
+    def _make_stream(self, request: Request, mailbox: Mailbox) -> GenerationStream:
+        assert self.model is not None, "admitted before adopted: this is a bug"
+        criteria = StoppingCriteria(request.max_new_tokens, self.model.eos_token_ids, request.stop, request.keep_stop)
+        sequence = Sequence(next(self._ids), request)
+        return GenerationStream(sequence, criteria, self._tokenizer, mailbox, on_cancel=self._release)
 
     def _release(self, stream: GenerationStream) -> None:
         """The reader is done: a sequence that still runs is dropped with the next step. Does nothing the second time."""
@@ -145,8 +170,9 @@ class Engine:
         """Sizes everything after what the shards have; what waits from before a restart goes on waiting."""
         budget = min(self._config.max_batch_prefill_tokens or model.max_batch_tokens, model.max_batch_tokens)
         self.model, self.limits = model, limits(self._config, model)
+        self._metrics.size_tokens(self.limits.max_input_tokens, self.limits.max_total_tokens)
         if self._scheduler is None:
-            self._scheduler = Scheduler(self._block_manager(model), budget)
+            self._scheduler = Scheduler(self._block_manager(model), budget, self._config.max_batch_size)
         else:
             self._scheduler.interrupt(self._block_manager(model))
             self._scheduler.max_batch_tokens = budget
@@ -182,13 +208,19 @@ class Engine:
             news = [(result, self._apply(result)) for result in shards.take_results()]
             while len(self._scheduler.in_flight) < PIPELINE_DEPTH and (step := self._scheduler.schedule()):
                 shards.send(step)
+                self._measure_sent(step)
             for result, extended in news:  # while the shards compute
                 self._deliver(result, extended)
 
     def _apply(self, result: StepResult) -> list[tuple[Sequence, FinishReason | None]]:
         """Enters a result's tokens. What ends by its token is known now, in time for the next step."""
         assert self._scheduler is not None
-        assert result.step_id == self._scheduler.in_flight[0].id, "a result out of order: this is a bug"
+        step = self._scheduler.in_flight[0]
+        assert result.step_id == step.id, "a result out of order: this is a bug"
+        self._measure_result(step, result)
+        for sequence_id, scores in result.prompt_scores.items():
+            if sequence_id in self._streams:
+                self._streams[sequence_id].sequence.prompt_scores.update(scores)
         if result.error:
             for sequence in self._scheduler.fail():
                 self._streams[sequence.id].fail(GenerationFailed(f"Server error: {result.error}"))
@@ -204,9 +236,32 @@ class Engine:
     def _deliver(self, result: StepResult, extended: list[tuple[Sequence, FinishReason | None]]) -> None:
         assert self._scheduler is not None
         for sequence, reason in extended:
-            stream = self._streams.get(sequence.id)
-            if stream and stream.push(result.token_ids[sequence.id], result.logprobs[sequence.id], reason):
+            stream, top_tokens = self._streams.get(sequence.id), result.top_tokens.get(sequence.id, [])
+            if stream and stream.push(result.token_ids[sequence.id], result.logprobs[sequence.id], top_tokens, reason):
                 self._scheduler.finish(sequence)
+
+    def _measure_sent(self, step: Step) -> None:
+        assert self._scheduler is not None
+        if step.work:
+            self._metrics.batch_inference_count.inc(method=step.method)
+        if step.add:
+            self._metrics.batch_next_size.observe(len(step.add))
+            if len(self._scheduler.running) > len(step.add):
+                self._metrics.batch_concat.inc(reason="chunking")
+
+    def _measure_result(self, step: Step, result: StepResult) -> None:
+        """A step's time runs from when it could begin: it was sent, and the one before it was done."""
+        metrics, method, now = self._metrics, step.method, time.monotonic()
+        begin, self._last_result_seconds = max(step.made_seconds, self._last_result_seconds), now
+        if not step.work:
+            return
+        if result.error:
+            metrics.batch_inference_failure.inc(method=method)
+            return
+        metrics.batch_inference_success.inc(method=method)
+        metrics.batch_inference_duration.observe(now - begin, method=method)
+        metrics.batch_forward_duration.observe(result.forward_seconds, method=method)
+        metrics.batch_decode_duration.observe(result.sample_seconds, method=method)
 
     def _interrupt(self) -> None:
         """Everything that ran waits for new shards, except what may have killed the old ones once too often."""
@@ -223,11 +278,10 @@ class Engine:
             stream.fail(error)
 
 
-
 def limits(config: RouterConfig, model: Model) -> Limits:
     """The flags, within what the model was made for and the KV cache can hold for one request."""
     most = min(model.max_positions, model.num_blocks * model.block_size)
     total = min(config.max_total_tokens or most, most)
     if config.max_total_tokens and config.max_total_tokens > total:
         logger.warning("max_total_tokens=%d is more than the shards hold; using %d", config.max_total_tokens, total)
-    return Limits(min(config.max_input_tokens or total, total - 1), total)
+    return Limits(min(config.max_input_tokens or total, total - 1), total, model.vocab_size)

@@ -4,8 +4,14 @@ RouterError
 ├── ConfigurationError       the router cannot start as it was told to: one line, exit code 1
 └── RequestError             status and error_type, sent as {"error": message, "error_type": error_type}
     ├── MalformedBody        400 malformed_body
+    ├── Unauthorized         401 unauthorized
+    ├── RequestTimeout       408 request_timeout
     ├── PayloadTooLarge      413 payload_too_large
     ├── ValidationError      422 validation
+    ├── TemplateError        422 template_error
+    ├── ToolError            422 tool_error
+    ├── SuffixNotSupported   422 suffix not supported
+    ├── BatchSizeExceeded    422 batch size exceeded
     ├── GenerationFailed     424 generation
     ├── Overloaded           429 overloaded
     ├── InternalError        500 internal
@@ -36,6 +42,22 @@ class MalformedBody(RequestError):
     error_type = "malformed_body"
 
 
+class Unauthorized(RequestError):
+    status = 401
+    error_type = "unauthorized"
+
+    def __init__(self) -> None:
+        super().__init__("Give a valid key, as `Authorization: Bearer KEY`")
+
+
+class RequestTimeout(RequestError):
+    status = 408
+    error_type = "request_timeout"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"The request body did not come within {seconds:g} seconds")
+
+
 class PayloadTooLarge(RequestError):
     status = 413
     error_type = "payload_too_large"
@@ -50,6 +72,38 @@ class ValidationError(RequestError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"Input validation error: {reason}")
+
+
+class TemplateError(RequestError):
+    status = 422
+    error_type = "template_error"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"Template error: {reason}")
+
+
+class ToolError(RequestError):
+    status = 422
+    error_type = "tool_error"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"Tool error: {reason}")
+
+
+class SuffixNotSupported(RequestError):
+    status = 422
+    error_type = "suffix not supported"
+
+    def __init__(self) -> None:
+        super().__init__("Suffix is not supported and can be achieved by preprocessing the prompt.")
+
+
+class BatchSizeExceeded(RequestError):
+    status = 422
+    error_type = "batch size exceeded"
+
+    def __init__(self, maximum: int) -> None:
+        super().__init__(f"Number of prompts exceeds the maximum allowed batch size of {maximum}")
 
 
 class GenerationFailed(RequestError):

@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import time
 from collections.abc import Mapping
+from typing import Literal
 
 from text_generation_router.block_manager import BlockManager
 from text_generation_router.sequence import Sequence, Status
@@ -25,6 +26,10 @@ class Work:
     sample: bool
     num_preemptions: int  # the sequence's, when this was scheduled
 
+    @property
+    def is_prefill(self) -> bool:
+        return self.length > 1 or self.start < self.sequence.num_prompt_tokens
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Step:
@@ -32,18 +37,26 @@ class Step:
     drop: list[int] = dataclasses.field(default_factory=list)
     add: list[Sequence] = dataclasses.field(default_factory=list)
     work: list[Work] = dataclasses.field(default_factory=list)
+    made_seconds: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
     def num_tokens(self) -> int:
         return sum(work.length for work in self.work)
 
+    @property
+    def method(self) -> Literal["prefill", "decode"]:
+        """What the metrics call it: a step with any part of a prompt in it is a prefill."""
+        return "prefill" if any(work.is_prefill for work in self.work) else "decode"
+
 
 class Scheduler:
     """First come, first served, by `Sequence.id`. The newest sequence gives way when blocks run out."""
 
-    def __init__(self, block_manager: BlockManager, max_batch_tokens: int) -> None:
+    def __init__(self, block_manager: BlockManager, max_batch_tokens: int, max_batch_size: int | None = None) -> None:
+        """A step computes at most `max_batch_tokens`, of at most `max_batch_size` sequences."""
         self.block_manager = block_manager
         self.max_batch_tokens = max_batch_tokens
+        self.max_batch_size = max_batch_size
         self.waiting: collections.deque[Sequence] = collections.deque()
         self.running: list[Sequence] = []  # in order of id
         self.in_flight: collections.deque[Step] = collections.deque()
@@ -135,7 +148,7 @@ class Scheduler:
         return budget
 
     def _admit(self, step: Step, budget: int) -> None:
-        while budget and self.waiting:
+        while budget and self.waiting and len(self.running) != self.max_batch_size:
             sequence = self.waiting[0]
             if sequence.num_pending or not self._start(sequence):
                 return
@@ -145,7 +158,8 @@ class Scheduler:
 
     def _start(self, sequence: Sequence) -> bool:
         """Takes blocks for all of a waiting sequence's tokens, if that leaves each running one a block to grow into."""
-        self.block_manager.take_prefix(sequence)
+        if not sequence.request.prompt_logprobs:  # whose every position must be computed to be rated
+            self.block_manager.take_prefix(sequence)
         missing = self.block_manager.num_missing(sequence, len(sequence.token_ids))
         if missing + len(self.running) > self.block_manager.num_free:
             self.block_manager.release(sequence)

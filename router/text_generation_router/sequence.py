@@ -7,17 +7,25 @@ Knows nothing of text, HTTP or shards.
 import dataclasses
 import enum
 import time
+from collections.abc import Mapping
+
+TopToken = tuple[int, float]  # token id and log-probability
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SamplingParameters:
-    """How a next token is chosen. `None` turns a filter off; greedy requests keep the penalties."""
+    """How a next token is chosen. `None` turns a filter off; greedy requests keep penalties and biases."""
 
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    typical_p: float | None = None
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    watermark: bool = False
     seed: int = 0
 
 
@@ -29,12 +37,23 @@ class Request:
     max_new_tokens: int
     sampling: SamplingParameters = SamplingParameters()
     stop: tuple[str, ...] = ()
+    keep_stop: bool = True  # whether a stop sequence stays in the text that it ends
+    num_top_tokens: int = 0  # alternatives wanted at each position
+    prompt_logprobs: bool = False  # whether the prompt's own tokens are to be rated
 
 
 class Status(enum.Enum):
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PromptScore:
+    """How likely one token of the prompt was after those before it, and which would have been the most likely ones."""
+
+    logprob: float
+    top_tokens: list[TopToken]
 
 
 @dataclasses.dataclass(slots=True)
@@ -58,6 +77,7 @@ class Sequence:
     first_scheduled_seconds: float | None = None
     block_ids: list[int] = dataclasses.field(default_factory=list)
     block_hashes: list[bytes] = dataclasses.field(default_factory=list)
+    prompt_scores: dict[int, PromptScore] = dataclasses.field(default_factory=dict)  # by position, from 1 on
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)

@@ -8,14 +8,14 @@ router, text in and text out. Knows nothing of queues and text.
 import asyncio
 import collections
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 
 from text_generation_proto import shard_pb2, shard_pb2_grpc
 from text_generation_router import scheduler
 from text_generation_router.errors import RouterError
-from text_generation_router.sequence import SamplingParameters
+from text_generation_router.sequence import PromptScore, SamplingParameters, Sequence, TopToken
 
 GRPC_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
@@ -42,6 +42,7 @@ class Model:
     num_blocks: int
     max_positions: int
     max_batch_tokens: int
+    vocab_size: int
     eos_token_ids: frozenset[int]
 
 
@@ -50,7 +51,11 @@ class StepResult:
     step_id: int
     token_ids: dict[int, int]  # by sequence id
     logprobs: dict[int, float]
+    top_tokens: dict[int, list[TopToken]]  # of the sequences that asked for them
+    prompt_scores: dict[int, dict[int, PromptScore]]  # by sequence id and position
     error: str  # empty, or why the step's sequences are lost
+    forward_seconds: float
+    sample_seconds: float
 
 
 class ShardGroup:
@@ -190,7 +195,7 @@ class ShardClient:
         return description
 
 
-def _model(descriptions: Sequence[shard_pb2.DescribeResponse]) -> Model:
+def _model(descriptions: list[shard_pb2.DescribeResponse]) -> Model:
     first = descriptions[0]
     return Model(
         model_id=first.model_id,
@@ -202,6 +207,7 @@ def _model(descriptions: Sequence[shard_pb2.DescribeResponse]) -> Model:
         block_size=first.block_size,
         num_blocks=min(description.num_blocks for description in descriptions),
         max_positions=first.max_positions,
+        vocab_size=first.vocab_size,
         max_batch_tokens=min(description.max_batch_tokens for description in descriptions),
         eos_token_ids=frozenset(first.eos_token_ids),
     )
@@ -209,9 +215,7 @@ def _model(descriptions: Sequence[shard_pb2.DescribeResponse]) -> Model:
 
 def _step_message(step: scheduler.Step) -> shard_pb2.Step:
     message = shard_pb2.Step(id=step.id, drop=step.drop)
-    for sequence in step.add:
-        sampling = _sampling_message(sequence.request.sampling)
-        message.add.add(id=sequence.id, token_ids=sequence.token_ids, sampling=sampling)
+    message.add.extend(map(_sequence_message, step.add))
     for work in step.work:
         message.work.add(
             sequence_id=work.sequence.id,
@@ -223,17 +227,54 @@ def _step_message(step: scheduler.Step) -> shard_pb2.Step:
     return message
 
 
+def _sequence_message(sequence: Sequence) -> shard_pb2.NewSequence:
+    return shard_pb2.NewSequence(
+        id=sequence.id,
+        token_ids=sequence.token_ids,
+        num_prompt_tokens=sequence.num_prompt_tokens,
+        sampling=_sampling_message(sequence.request.sampling),
+        num_top_tokens=sequence.request.num_top_tokens,
+        prompt_logprobs=sequence.request.prompt_logprobs,
+    )
+
+
 def _sampling_message(sampling: SamplingParameters) -> shard_pb2.SamplingParameters:
     return shard_pb2.SamplingParameters(
         do_sample=sampling.do_sample,
         temperature=sampling.temperature,
         top_k=sampling.top_k,
         top_p=sampling.top_p,
+        typical_p=sampling.typical_p,
         repetition_penalty=sampling.repetition_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=sampling.presence_penalty,
+        logit_bias=sampling.logit_bias,
+        watermark=sampling.watermark,
         seed=sampling.seed,
     )
 
 
 def _step_result(message: shard_pb2.StepResult) -> StepResult:
-    token_ids = {token.sequence_id: token.token_id for token in message.tokens}
-    return StepResult(message.id, token_ids, {t.sequence_id: t.logprob for t in message.tokens}, message.error)
+    return StepResult(
+        step_id=message.id,
+        token_ids={token.sequence_id: token.token_id for token in message.tokens},
+        logprobs={token.sequence_id: token.logprob for token in message.tokens},
+        top_tokens={
+            token.sequence_id: list(zip(token.top_token_ids, token.top_logprobs, strict=True))
+            for token in message.tokens
+            if token.top_token_ids
+        },
+        prompt_scores={prompt.sequence_id: _prompt_scores(prompt) for prompt in message.prompts},
+        error=message.error,
+        forward_seconds=message.forward_micros * 1e-6,
+        sample_seconds=message.sample_micros * 1e-6,
+    )
+
+
+def _prompt_scores(message: shard_pb2.PromptLogprobs) -> dict[int, PromptScore]:
+    num_top = len(message.top_token_ids) // max(1, len(message.logprobs))
+    top_tokens = list(zip(message.top_token_ids, message.top_logprobs, strict=True))
+    return {
+        message.start + index: PromptScore(logprob, top_tokens[index * num_top : (index + 1) * num_top])
+        for index, logprob in enumerate(message.logprobs)
+    }

@@ -1,16 +1,16 @@
 """GenerationStream: one request's tokens on their way from the engine to whoever reads them.
 
-In: token ids with their log-probabilities. Out: TokenEvents with text, the last one with the reason of the end.
-Knows nothing of batches, and of HTTP nothing either.
+In: token ids with their log-probabilities. Out: TokenEvents with text, the last one with the reason of the end, into a
+mailbox that may be shared by several streams of one reader. Knows nothing of batches, and of HTTP nothing either.
 """
 
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 from text_generation_router.errors import RequestError
-from text_generation_router.sequence import Sequence
+from text_generation_router.sequence import Request, Sequence, TopToken
 from text_generation_router.stopping import FinishReason, StoppingCriteria
 from text_generation_router.tokenizer import Tokenizer
 
@@ -20,10 +20,11 @@ class TokenEvent:
     """One generated token. The last one of a stream has `finish_reason` and `generated_text`."""
 
     token_id: int
-    text: str
+    text: str  # what became certain with this token: nothing for a special one
     logprob: float
     special: bool
-    finish_reason: str | None = None
+    top_tokens: list[TopToken]
+    finish_reason: FinishReason | None = None
     generated_text: str | None = None
 
 
@@ -35,53 +36,67 @@ class GenerationStream:
         sequence: Sequence,
         criteria: StoppingCriteria,
         tokenizer: Tokenizer,
+        mailbox: "Mailbox",
         on_cancel: Callable[["GenerationStream"], None],
     ) -> None:
         self.sequence = sequence
         self._criteria = criteria
         self._tokenizer = tokenizer
+        self._mailbox = mailbox
         self._on_cancel = on_cancel
         self._detokenizer = tokenizer.detokenizer()
         self._text = ""
-        self._events: asyncio.Queue[TokenEvent | RequestError] = asyncio.Queue()
 
-    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
-        """
-        Raises:
-            RequestError: the generation failed.
-        """
-        finish_reason = None
-        while finish_reason is None:
-            event = await self._events.get()
-            if isinstance(event, RequestError):
-                raise event
-            yield event
-            finish_reason = event.finish_reason
-
-    def cancel(self) -> None:
-        self._on_cancel(self)
+    @property
+    def request(self) -> Request:
+        return self.sequence.request
 
     @property
     def queue_seconds(self) -> float:
         """How long the request waited until its first step was made, or has been waiting."""
         return (self.sequence.first_scheduled_seconds or time.monotonic()) - self.sequence.arrival_seconds
 
+    def cancel(self) -> None:
+        self._on_cancel(self)
+
     def ends_by_token(self, token_id: int) -> FinishReason | None:
         """Why this token is the last one, if it is. Asked once for every token, before its text is made."""
         return self._criteria.ends_by_token(token_id)
 
-    def push(self, token_id: int, logprob: float, reason: FinishReason | None) -> bool:
+    def push(self, token_id: int, logprob: float, top_tokens: list[TopToken], reason: FinishReason | None) -> bool:
         """Makes a token's text and passes it on. Returns whether a stop sequence ended the generation."""
         special = token_id in self._tokenizer.special_token_ids
         piece = "" if special else self._detokenizer.push(token_id)
         if reason is not None:
             piece += self._detokenizer.flush()
         piece, stopped = self._criteria.push_text(piece)
-        self._text += piece
         reason = stopped or reason
-        text = self._tokenizer.token_text(token_id) if special else piece
-        self._events.put_nowait(TokenEvent(token_id, text, logprob, special, reason, self._text if reason else None))
+        if reason is not None and not stopped:
+            piece += self._criteria.flush()
+        self._text += piece
+        generated_text = self._text if reason else None
+        self._mailbox.put(self, TokenEvent(token_id, piece, logprob, special, top_tokens, reason, generated_text))
         return stopped is not None
 
     def fail(self, error: RequestError) -> None:
-        self._events.put_nowait(error)
+        self._mailbox.put(self, error)
+
+
+class Mailbox:
+    """What one reader has not read yet, of one or several streams."""
+
+    def __init__(self) -> None:
+        self._letters: asyncio.Queue[tuple[GenerationStream, TokenEvent | RequestError]] = asyncio.Queue()
+
+    def put(self, stream: GenerationStream, event: TokenEvent | RequestError) -> None:
+        self._letters.put_nowait((stream, event))
+
+    async def get(self) -> tuple[GenerationStream, TokenEvent]:
+        """
+        Raises:
+            RequestError: one of the generations failed.
+        """
+        stream, event = await self._letters.get()
+        if isinstance(event, RequestError):
+            raise event
+        return stream, event

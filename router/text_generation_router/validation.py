@@ -1,43 +1,91 @@
-"""Validation: a GenerateRequest as a client wrote it becomes a Request that the engine can run.
+"""Validation: what a client asked for becomes a Request that the engine can run.
 
-In: a decoded body, the limits that hold. Out: token ids and checked parameters, defaults filled in; or a
-ValidationError in the words that clients of Text Generation Inference know. Checks come in the original's order.
-Knows nothing of queues and shards.
+In: a prompt, parameters as the client wrote them, the limits that hold. Out: token ids and checked parameters, defaults
+filled in; or a ValidationError in the words that clients of Text Generation Inference know. Checks come in the original's
+order. Knows nothing of queues and shards.
 """
 
+import dataclasses
 import math
 import secrets
 import struct
+from collections.abc import Collection, Mapping
 
+from text_generation_router.config import RouterConfig
 from text_generation_router.engine import Limits
 from text_generation_router.errors import ValidationError
-from text_generation_router.schema import GenerateParameters, GenerateRequest
+from text_generation_router.schema.generate import GenerateParameters
 from text_generation_router.sequence import Request, SamplingParameters
 from text_generation_router.tokenizer import Tokenizer
 
+OPENAI_MAX_TOP_LOGPROBS = 20
+OPENAI_MAX_LOGIT_BIAS = 100.0
 _MAX_SEED = 2**64 - 1
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is to be continued: a text, or token ids that the client made itself."""
+
+    text: str = ""
+    token_ids: list[int] | None = None
+    add_special_tokens: bool = True  # a chat template has put its own
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OpenAIParameters:
+    """What OpenAI's routes can ask for beyond the native ones. With them, stop sequences are cut off the text."""
+
+    presence_penalty: float | None = None
+    logit_bias: Mapping[str, float] = dataclasses.field(default_factory=dict)  # by token id, as JSON has it
+
+
 class Validation:
-    def __init__(self, tokenizer: Tokenizer, max_stop_sequences: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, config: RouterConfig) -> None:
         self._tokenizer = tokenizer
-        self._max_stop_sequences = max_stop_sequences
+        self._max_stop_sequences = config.max_stop_sequences
+        self._max_best_of = config.max_best_of
+        self._max_top_n_tokens = config.max_top_n_tokens
 
-    async def check(self, body: GenerateRequest, limits: Limits, *, streamed: bool) -> Request:
-        """Raises: ValidationError.
-
-        No `parameters` at all means greedy, as `{}` does: an answer is random only where a client asked for it. (In the
-        original the two differ: leaving them out samples.)
-        """
-        parameters = body.parameters or GenerateParameters()
+    async def check(
+        self,
+        prompt: Prompt,
+        parameters: GenerateParameters,
+        limits: Limits,
+        openai: OpenAIParameters | None = None,
+        *,
+        streamed: bool = False,
+    ) -> Request:
+        """Raises: ValidationError."""
+        self._check_best_of(parameters.best_of)
         _refuse_in_streams(parameters, streamed)
         sampling = _sampling(parameters)
+        if openai:
+            sampling = _with_openai(sampling, openai, limits.vocab_size)
         _check_max_new_tokens(parameters)
         self._check_stop(parameters.stop)
-        _refuse_unsupported(parameters)
-        token_ids = await self._encode(body.inputs, parameters.truncate, limits)
+        if parameters.seed is not None and num_answers(parameters) > 1:
+            raise ValidationError("`seed` must not be set when `best_of` > 1")
+        num_top_tokens = self._num_top_tokens(parameters.top_n_tokens, self._max_top_n_tokens if openai is None else None)
+        token_ids = await self._token_ids(prompt, parameters.truncate, limits)
         max_new_tokens = _max_new_tokens(len(token_ids), parameters.max_new_tokens, limits)
-        return Request(token_ids, max_new_tokens, sampling, tuple(parameters.stop))
+        _refuse_unsupported(parameters)
+        return Request(
+            token_ids,
+            max_new_tokens,
+            sampling,
+            stop=tuple(parameters.stop),
+            keep_stop=openai is None,
+            num_top_tokens=num_top_tokens,
+            prompt_logprobs=parameters.decoder_input_details,
+        )
+
+    def _check_best_of(self, best_of: int | None) -> None:
+        maximum = self._max_best_of
+        if maximum == 1 and (best_of or 1) != 1:
+            raise ValidationError("`best_of` != 1 is not allowed for this endpoint")
+        if best_of is not None and not 0 <= best_of <= maximum:
+            raise ValidationError(f"`best_of` must be > 0 and <= {maximum}. Given: {best_of}")
 
     def _check_stop(self, stop: list[str]) -> None:
         maximum = self._max_stop_sequences
@@ -46,46 +94,97 @@ class Validation:
         if "" in stop:
             raise ValidationError("`stop` sequences cannot be empty")
 
-    async def _encode(self, inputs: str, truncate: int | None, limits: Limits) -> list[int]:
-        if not inputs:
+    def _num_top_tokens(self, asked: int | None, maximum: int | None) -> int:
+        maximum = OPENAI_MAX_TOP_LOGPROBS if maximum is None else maximum
+        if asked is not None and not 0 <= asked <= maximum:
+            raise ValidationError(f"`top_n_tokens` must be >= 0 and <= {maximum}. Given: {asked}")
+        return asked or 0
+
+    async def _token_ids(self, prompt: Prompt, truncate: int | None, limits: Limits) -> list[int]:
+        if not prompt.text and not prompt.token_ids:
             raise ValidationError("`inputs` cannot be empty")
-        max_tokens = limits.max_input_tokens
-        if truncate is not None and not 0 < truncate <= max_tokens:
-            raise ValidationError(f"`truncate` must be strictly positive and less than {max_tokens}. Given: {truncate}")
-        try:
-            token_ids = await self._tokenizer.encode(inputs)
-        except (TypeError, ValueError) as error:
-            raise ValidationError(f"tokenizer error {error}") from error
+        maximum = limits.max_input_tokens
+        if truncate is not None and not 0 < truncate <= maximum:
+            raise ValidationError(f"`truncate` must be strictly positive and less than {maximum}. Given: {truncate}")
+        token_ids = await self._encode(prompt) if prompt.token_ids is None else prompt.token_ids
         if not token_ids:
             raise ValidationError("`inputs` cannot be empty")
+        _check_token_ids("`prompt`", token_ids, limits.vocab_size)
         return token_ids if truncate is None else token_ids[-truncate:]
+
+    async def _encode(self, prompt: Prompt) -> list[int]:
+        try:
+            return await self._tokenizer.encode(prompt.text, prompt.add_special_tokens)
+        except (TypeError, ValueError) as error:
+            raise ValidationError(f"tokenizer error {error}") from error
+
+
+def num_answers(parameters: GenerateParameters) -> int:
+    """How many answers the best one is chosen from."""
+    return parameters.best_of or 1
+
+
+def copies(request: Request, number: int) -> list[Request]:
+    """The same request `number` times, each with a seed of its own that follows from the first one's."""
+    seeds = [(request.sampling.seed + index) & _MAX_SEED for index in range(number)]
+    return [
+        dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, seed=seed)) if index else request
+        for index, seed in enumerate(seeds)
+    ]
 
 
 def _refuse_in_streams(parameters: GenerateParameters, streamed: bool) -> None:
-    if streamed and (parameters.best_of or 1) != 1:
+    if streamed and num_answers(parameters) != 1:
         raise ValidationError("`best_of` != 1 is not supported when streaming tokens")
     if streamed and parameters.decoder_input_details:
         raise ValidationError("`decoder_input_details` == true is not supported when streaming tokens")
 
 
 def _sampling(parameters: GenerateParameters) -> SamplingParameters:
-    """Any of temperature, top_k and top_p that changes something asks for sampling, as `do_sample` does."""
+    """Any of temperature, top_k, top_p and typical_p that changes something asks for sampling, as `do_sample` does."""
+    filters = (parameters.top_k, parameters.top_p, parameters.typical_p)
+    samples = parameters.do_sample or parameters.temperature not in (None, 1) or any(given is not None for given in filters)
+    if num_answers(parameters) > 1 and not samples:
+        raise ValidationError("you must use sampling when `best_of` is > 1")
     temperature = _positive("temperature", parameters.temperature)
     repetition_penalty = _positive("repetition_penalty", parameters.repetition_penalty)
-    if not -2 <= (parameters.frequency_penalty or 0) <= 2:
-        raise ValidationError("`frequency_penalty` must be >= -2.0 and <= 2.0")
+    frequency_penalty = _penalty("frequency_penalty", parameters.frequency_penalty)
     top_p = _fraction("top_p", parameters.top_p)
-    _fraction("typical_p", parameters.typical_p)
+    typical_p = _fraction("typical_p", parameters.typical_p)
     if parameters.top_k is not None and parameters.top_k <= 0:
         raise ValidationError("`top_k` must be strictly positive")
+    seed = _seed(parameters.seed)
     return SamplingParameters(
-        do_sample=parameters.do_sample or temperature != 1.0 or parameters.top_k is not None or top_p is not None,
+        do_sample=samples,
         temperature=temperature,
         top_k=parameters.top_k,
         top_p=top_p,
+        typical_p=typical_p,
         repetition_penalty=repetition_penalty,
-        seed=_seed(parameters.seed),
+        frequency_penalty=frequency_penalty,
+        watermark=parameters.watermark,
+        seed=seed if samples else 0,
     )
+
+
+def _with_openai(sampling: SamplingParameters, openai: OpenAIParameters, vocab_size: int) -> SamplingParameters:
+    presence_penalty = _penalty("presence_penalty", openai.presence_penalty)
+    logit_bias = {_bias_token_id(name): value for name, value in openai.logit_bias.items()}
+    _check_token_ids("`logit_bias`", logit_bias, vocab_size)
+    if not all(-OPENAI_MAX_LOGIT_BIAS <= value <= OPENAI_MAX_LOGIT_BIAS for value in logit_bias.values()):
+        raise ValidationError("`logit_bias` must be >= -100 and <= 100")
+    return dataclasses.replace(sampling, presence_penalty=presence_penalty, logit_bias=logit_bias)
+
+
+def _bias_token_id(name: str) -> int:
+    if not (name.isascii() and name.isdecimal()):
+        raise ValidationError(f"`logit_bias` must map token ids to numbers. Given: {name!r}")
+    return int(name[:20])  # longer ones are none of any model's, however they end
+
+
+def _check_token_ids(name: str, token_ids: Collection[int], vocab_size: int) -> None:
+    if not 0 <= min(token_ids, default=0) <= max(token_ids, default=0) < vocab_size:
+        raise ValidationError(f"{name} token ids must be >= 0 and < {vocab_size}")
 
 
 def _positive(name: str, value: float | None) -> float:
@@ -95,6 +194,12 @@ def _positive(name: str, value: float | None) -> float:
     if math.isinf(value):
         raise ValidationError(f"`{name}` must be finite")
     return value
+
+
+def _penalty(name: str, value: float | None) -> float:
+    if not -2 <= (value or 0) <= 2:
+        raise ValidationError(f"`{name}` must be >= -2.0 and <= 2.0")
+    return value or 0.0
 
 
 def _fraction(name: str, value: float | None) -> float | None:
@@ -126,20 +231,11 @@ def _check_max_new_tokens(parameters: GenerateParameters) -> None:
 
 
 def _refuse_unsupported(parameters: GenerateParameters) -> None:
-    """A parameter that would change the answer is refused where it cannot be honoured; its neutral values pass."""
-    asked = {
-        "best_of": (parameters.best_of or 1) != 1,
-        "typical_p": parameters.typical_p is not None,
-        "frequency_penalty": bool(parameters.frequency_penalty),
-        "watermark": parameters.watermark,
-        "decoder_input_details": parameters.decoder_input_details,
-        "top_n_tokens": bool(parameters.top_n_tokens),
-        "grammar": parameters.grammar is not None,
-        "adapter_id": parameters.adapter_id is not None,
-    }
-    for name, is_asked in asked.items():
-        if is_asked:
-            raise ValidationError(f"`{name}` is not supported by this server yet")
+    """What would change the answer and cannot be honoured is refused, rather than passed over in silence."""
+    if parameters.grammar is not None:
+        raise ValidationError("grammar is not supported")
+    if parameters.adapter_id is not None:
+        raise ValidationError("`adapter_id` is not supported by this server: it serves no adapters")
 
 
 def _max_new_tokens(num_input_tokens: int, asked: int | None, limits: Limits) -> int:

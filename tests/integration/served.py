@@ -6,7 +6,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Served:
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
 
-    def stream(self, inputs: str, **parameters: Any) -> Iterator[dict[str, Any]]:
+    def stream(self, inputs: str, **parameters: Any) -> Generator[dict[str, Any], None, None]:
         with self._open("/generate_stream", {"inputs": inputs, "parameters": parameters}) as response:
             for line in response:
                 if line.startswith(b"data: "):

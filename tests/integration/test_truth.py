@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from reference import Answer, Reference, compare
 
+from event_reader import EventReader
 from shard_processes import ShardProcesses
 from text_generation_router.config import RouterConfig
 from text_generation_router.engine import Engine
-from text_generation_router.sequence import Request, SamplingParameters
-from text_generation_router.stream import GenerationStream, TokenEvent
+from text_generation_router.metrics import Metrics
+from text_generation_router.sequence import Request, SamplingParameters, Sequence
+from text_generation_router.stream import TokenEvent
 from text_generation_router.tokenizer import Tokenizer
 
 NUM_REQUESTS = 32
@@ -80,7 +82,7 @@ async def test_a_mixed_batch_answers_like_each_request_alone(
             compare(answer, [e.token_id for e in events], [e.logprob for e in events])
             for answer, (_, events) in zip(answers, results, strict=True)
         )
-        sequences = [stream.sequence for stream, _ in results]
+        sequences = [sequence for sequence, _ in results]
         num_preemptions = sum(sequence.num_preemptions for sequence in sequences)
         num_cached = sum(sequence.num_cached_tokens for sequence in sequences)
         with capsys.disabled():
@@ -109,8 +111,9 @@ async def test_a_seeded_request_says_the_same_alone_and_in_a_full_batch(
 @contextlib.asynccontextmanager
 async def running_engine(config: RouterConfig) -> AsyncIterator[Engine]:
     """Like the router's own, without HTTP. The shards take one driver at a time, so the last one must be gone first."""
-    tokenizer = Tokenizer(config.tokenizer_path, 1)
-    engine = Engine(config, tokenizer)
+    tokenizer = Tokenizer(num_workers=1)
+    tokenizer.load(Path(config.tokenizer_path or ""))
+    engine = Engine(config, tokenizer, Metrics())
     await engine.start()
     try:
         async with asyncio.timeout(60):
@@ -122,10 +125,10 @@ async def running_engine(config: RouterConfig) -> AsyncIterator[Engine]:
         tokenizer.close()
 
 
-async def submit_later(engine: Engine, request: Request) -> tuple[GenerationStream, list[TokenEvent]]:
+async def submit_later(engine: Engine, request: Request) -> tuple[Sequence, list[TokenEvent]]:
     await asyncio.sleep(random.Random(len(request.prompt_token_ids)).random())
-    stream = engine.submit(request)
+    reader = EventReader(engine, request)
     try:
-        return stream, [event async for event in stream]
+        return reader.sequence, [event async for event in reader]
     finally:
-        stream.cancel()
+        reader.cancel()

@@ -3,7 +3,7 @@ import dataclasses
 
 import pytest
 
-from text_generation_proto.flags import env_name, parse, to_argv
+from text_generation_proto.flags import env_name, parse, secrets_to_environment, to_argv
 from text_generation_router.config import RouterConfig
 
 FIELDS = dataclasses.fields(RouterConfig)
@@ -30,12 +30,18 @@ def test_a_tokenizer_is_all_that_must_be_given():
 def test_without_a_tokenizer_one_line_says_so(capsys):
     with pytest.raises(SystemExit) as exit:
         read()
-    assert exit.value.code == 2 and "--tokenizer-path is required" in capsys.readouterr().err
+    assert exit.value.code == 2 and "`tokenizer_path` must be set" in capsys.readouterr().err
 
 
-def test_every_flag_survives_the_way_to_another_process():
+def test_a_launcher_may_say_later_where_the_tokenizer_is():
+    assert read("--launch-status-path", "/run/status").tokenizer_path is None
+
+
+def test_every_flag_survives_the_way_to_another_process(monkeypatch):
     config = RouterConfig(
         tokenizer_path="/models/a b",
+        launch_status_path="/run/l",
+        tokenizer_config_path="/models/c.json",
         shard_uds_path="/run/s",
         model_id="org/model",
         hostname="::1",
@@ -45,12 +51,22 @@ def test_every_flag_survives_the_way_to_another_process():
         max_total_tokens=4,
         max_batch_prefill_tokens=5,
         prefix_caching=False,
+        max_batch_size=8,
+        max_best_of=9,
+        max_top_n_tokens=0,
+        max_client_batch_size=10,
+        payload_limit=11,
+        api_key=("one", "two"),
+        cors_allow_origin=("https://a.example", "https://b.example"),
         max_stop_sequences=6,
         validation_workers=7,
         graceful_termination_timeout=0.5,
         json_output=True,
     )
     assert all(getattr(config, field.name) != field.default for field in FIELDS), "a new flag is missing here"
+    assert not any("one" in word or "two" in word for word in to_argv(config)), "other users can read command lines"
+    for name, value in secrets_to_environment(config).items():
+        monkeypatch.setenv(name, value)
     assert read(*to_argv(config)) == config
 
 
@@ -73,6 +89,14 @@ def test_the_environment_is_read_under_each_flags_name(monkeypatch):
         (("--validation-workers", "0"), "`validation_workers` must be > 0"),
         (("--max-batch-prefill-tokens", "0"), "`max_batch_prefill_tokens` must be > 0"),
         (("--max-total-tokens", "-1"), "`max_total_tokens` must be > 0"),
+        (("--max-total-tokens", "1"), "`max_total_tokens` must be > 1"),
+        (("--max-batch-size", "0"), "`max_batch_size` must be > 0"),
+        (("--max-best-of", "0"), "`max_best_of` must be > 0"),
+        (("--max-client-batch-size", "0"), "`max_client_batch_size` must be > 0"),
+        (("--payload-limit", "0"), "`payload_limit` must be > 0"),
+        (("--max-top-n-tokens", "-1"), "`max_top_n_tokens` cannot be < 0. Given: -1"),
+        (("--max-stop-sequences", "-1"), "`max_stop_sequences` cannot be < 0"),
+        (("--graceful-termination-timeout", "-1"), "`graceful_termination_timeout` cannot be < 0"),
         (("--max-input-tokens", "0"), "`max_input_tokens`"),
         (("--max-input-tokens", "9", "--max-total-tokens", "9"), "`max_input_tokens` (9) must be < `max_total_tokens` (9)"),
     ],

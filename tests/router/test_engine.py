@@ -4,18 +4,32 @@ import asyncio
 import contextlib
 import dataclasses
 import pathlib
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 import fake_engine
 import tiny_tokenizers
-from fakes import EOS, LOGPROB, FakeShards, Script, answer, until
+from event_reader import EventReader
+from fakes import (
+    EOS,
+    FORWARD_MICROS,
+    LOGPROB,
+    SAMPLE_MICROS,
+    FakeShards,
+    Script,
+    answer,
+    prompt_logprob,
+    top_tokens,
+    until,
+)
 from text_generation_router.config import RouterConfig
 from text_generation_router.engine import Engine, limits
 from text_generation_router.errors import GenerationFailed, NotReady, Overloaded
-from text_generation_router.sequence import Request
-from text_generation_router.stream import GenerationStream, TokenEvent
+from text_generation_router.metrics import Metrics
+from text_generation_router.sequence import PromptScore, Request
+from text_generation_router.stream import Mailbox, TokenEvent
 from text_generation_router.tokenizer import Tokenizer
 
 PROMPT = [11, 12, 13, 14, 15, 16, 17, 18, 19]
@@ -23,7 +37,10 @@ PROMPT = [11, 12, 13, 14, 15, 16, 17, 18, 19]
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tokenizer]:
-    tokenizer = Tokenizer(tiny_tokenizers.save(tiny_tokenizers.byte_level(), tmp_path_factory.mktemp("tokenizer")), 1)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizers.save(tiny_tokenizers.byte_level(), folder)
+    tokenizer = Tokenizer(num_workers=1)
+    tokenizer.load(folder)
     yield tokenizer
     tokenizer.close()
 
@@ -34,9 +51,11 @@ def uds_path(tmp_path: pathlib.Path) -> str:
 
 
 @contextlib.asynccontextmanager
-async def driving(uds_path: str, tokenizer: Tokenizer, **options: object) -> AsyncIterator[Engine]:
+async def driving(
+    uds_path: str, tokenizer: Tokenizer, metrics: Metrics | None = None, **options: object
+) -> AsyncIterator[Engine]:
     """An engine on whatever listens at `uds_path`."""
-    engine = Engine(RouterConfig("unused", uds_path, **options), tokenizer)
+    engine = Engine(RouterConfig("unused", shard_uds_path=uds_path, **options), tokenizer, metrics or Metrics())
     await engine.start()
     try:
         yield engine
@@ -53,11 +72,11 @@ async def serving(
         yield engine, shards
 
 
-def submit(engine: Engine, prompt: list[int], max_new_tokens: int, stop: tuple[str, ...] = ()) -> GenerationStream:
-    return engine.submit(Request(prompt, max_new_tokens, stop=stop))
+def submit(engine: Engine, prompt: list[int], max_new_tokens: int, **fields: object) -> EventReader:
+    return EventReader(engine, Request(prompt, max_new_tokens, **fields))
 
 
-async def read(stream: GenerationStream) -> list[TokenEvent]:
+async def read(stream: EventReader) -> list[TokenEvent]:
     try:
         async with asyncio.timeout(10):
             return [event async for event in stream]
@@ -65,11 +84,11 @@ async def read(stream: GenerationStream) -> list[TokenEvent]:
         stream.cancel()
 
 
-async def read_ids(stream: GenerationStream) -> list[int]:
+async def read_ids(stream: EventReader) -> list[int]:
     return [event.token_id for event in await read(stream)]
 
 
-async def first_tokens(stream: GenerationStream, count: int) -> list[int]:
+async def first_tokens(stream: EventReader, count: int) -> list[int]:
     """Takes `count` events off a stream that goes on."""
     token_ids = []
     async for event in stream:
@@ -82,6 +101,12 @@ async def first_tokens(stream: GenerationStream, count: int) -> list[int]:
 def text_of(tokenizer: Tokenizer, token_ids: list[int]) -> str:
     detokenizer = tokenizer.detokenizer()
     return "".join(map(detokenizer.push, token_ids))
+
+
+def values(metrics: Metrics) -> dict[str, float]:
+    """Every series with its labels, as Prometheus would read it."""
+    lines = metrics.render().decode().splitlines()
+    return {series: float(value) for series, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
 
 async def test_a_stream_gives_every_token_with_its_text_and_the_last_one_with_the_whole(uds_path, tokenizer):
@@ -145,7 +170,7 @@ async def test_an_end_of_sequence_token_ends_and_the_one_sampled_after_it_is_thr
         sampled = shards.num_sampled(stream.sequence.id)
     assert [event.token_id for event in events] == answer(PROMPT, 30, eos_length=12)
     assert (events[-1].token_id, events[-1].finish_reason, events[-1].special) == (EOS, "eos_token", True)
-    assert events[-1].text == "</s>" and events[-1].generated_text == text_of(tokenizer, answer(PROMPT, 3))
+    assert events[-1].text == "" and events[-1].generated_text == text_of(tokenizer, answer(PROMPT, 3))
     assert sampled == len(events) + 1
 
 
@@ -161,6 +186,117 @@ async def test_a_stop_sequence_ends_the_stream_and_the_shards_work(uds_path, tok
     assert (events[-1].finish_reason, events[-1].generated_text) == ("stop_sequence", expected)
     assert "".join(event.text for event in events) == expected
     assert sampled < len(expected) + 3
+
+
+async def test_a_stop_sequence_that_is_not_to_be_kept_is_never_seen(uds_path, tokenizer):
+    text = text_of(tokenizer, answer(PROMPT, 40))
+    stop = text[9:13]
+    async with serving(uds_path, tokenizer, Script()) as (engine, _):
+        events = await read(submit(engine, PROMPT, 40, stop=(stop,), keep_stop=False))
+    expected = text[: text.index(stop)]
+    assert (events[-1].finish_reason, events[-1].generated_text) == ("stop_sequence", expected)
+    assert "".join(event.text for event in events) == expected
+
+
+async def test_text_that_only_looked_like_the_beginning_of_a_stop_sequence_comes_with_the_last_token(uds_path, tokenizer):
+    text = text_of(tokenizer, answer(PROMPT, 8))
+    async with serving(uds_path, tokenizer, Script()) as (engine, _):
+        events = await read(submit(engine, PROMPT, 8, stop=(text[-2:] + "\n",), keep_stop=False))
+    assert [event.text for event in events[-2:]] == ["", text[-2:]]
+    assert (events[-1].finish_reason, events[-1].generated_text) == ("length", text)
+
+
+async def test_every_token_comes_with_as_many_alternatives_as_were_asked_for(uds_path, tokenizer):
+    async with serving(uds_path, tokenizer, Script(), world_size=2) as (engine, _):
+        plain, rich = submit(engine, PROMPT, 6), submit(engine, PROMPT[1:], 6, num_top_tokens=3)
+        assert {tuple(event.top_tokens) for event in await read(plain)} == {()}
+        assert [event.top_tokens for event in await read(rich)] == [top_tokens(id, 3) for id in answer(PROMPT[1:], 6)]
+
+
+async def test_a_mailbox_gets_the_tokens_of_all_streams_that_share_it(uds_path, tokenizer):
+    mailbox, requests = Mailbox(), [Request(PROMPT[n:], 3 + n) for n in range(3)]
+    async with serving(uds_path, tokenizer, Script()) as (engine, _):
+        streams = engine.submit(requests, mailbox)
+        received: dict[int, list[int]] = {stream.sequence.id: [] for stream in streams}
+        async with asyncio.timeout(10):
+            for _ in range(3 + 4 + 5):
+                stream, event = await mailbox.get()
+                received[stream.sequence.id].append(event.token_id)
+    assert [stream.request for stream in streams] == requests
+    assert list(received.values()) == [answer(PROMPT[n:], 3 + n) for n in range(3)]
+
+
+async def test_a_reader_of_several_streams_hears_of_the_one_that_failed(uds_path, tokenizer):
+    mailbox = Mailbox()
+    script = Script(breaks_on=lambda step: any(99 in message.token_ids for message in step.add))
+    async with serving(uds_path, tokenizer, script) as (engine, _):
+        streams = engine.submit([Request([99, 5], 4), Request(PROMPT, 100)], mailbox)
+        with pytest.raises(GenerationFailed, match="died 3 times"):
+            async with asyncio.timeout(10):
+                while True:
+                    await mailbox.get()
+        for stream in streams:
+            stream.cancel()
+        assert await read_ids(submit(engine, PROMPT, 4)) == answer(PROMPT, 4)
+
+
+def rated(prompt: list[int], num_top_tokens: int) -> dict[int, PromptScore]:
+    positions = range(1, len(prompt))
+    return {p: PromptScore(prompt_logprob(p), top_tokens(prompt[p], num_top_tokens, prompt_logprob(p))) for p in positions}
+
+
+@pytest.mark.parametrize("num_top_tokens", [0, 2])
+@pytest.mark.parametrize("budget", [1, 4, 64])
+async def test_a_prompt_is_rated_whole_before_its_first_token_comes(uds_path, tokenizer, budget, num_top_tokens):
+    async with serving(uds_path, tokenizer, Script(), max_batch_prefill_tokens=budget) as (engine, _):
+        stream = submit(engine, PROMPT, 4, prompt_logprobs=True, num_top_tokens=num_top_tokens)
+        await first_tokens(stream, 1)
+        assert stream.sequence.prompt_scores == rated(PROMPT, num_top_tokens)
+        await read(stream)
+        assert stream.sequence.prompt_scores == rated(PROMPT, num_top_tokens)  # the answer is no prompt
+        other = submit(engine, PROMPT, 4)
+        await read(other)
+        assert other.sequence.prompt_scores == {}
+
+
+async def test_a_prompt_of_one_token_has_nothing_to_rate(uds_path, tokenizer):
+    async with serving(uds_path, tokenizer, Script()) as (engine, _):
+        stream = submit(engine, [50], 2, prompt_logprobs=True)
+        assert await read_ids(stream) == answer([50], 2)
+    assert stream.sequence.prompt_scores == {}
+
+
+async def test_a_prompt_that_is_to_be_rated_is_computed_whole_although_it_is_cached(uds_path, tokenizer):
+    async with serving(uds_path, tokenizer, Script()) as (engine, shards):
+        streams = []
+        for prompt_logprobs in (False, True, False):
+            streams.append(submit(engine, PROMPT, 4, prompt_logprobs=prompt_logprobs))
+            assert await read_ids(streams[-1]) == answer(PROMPT, 4)
+        starts = [shards.works(stream.sequence.id)[0].start for stream in streams]
+    assert starts == [stream.sequence.num_cached_tokens for stream in streams] == [0, 0, 8]
+    assert streams[1].sequence.prompt_scores == rated(PROMPT, 0)
+
+
+async def test_prompts_are_rated_whole_although_their_sequences_pause(uds_path, tokenizer):
+    requests = [([20 + n] * 5, 15) for n in range(6)]
+    async with serving(uds_path, tokenizer, Script(num_blocks=9, max_positions=36)) as (engine, _):
+        streams = [submit(engine, *request, prompt_logprobs=True) for request in requests]
+        texts = await asyncio.gather(*map(read_ids, streams))
+    assert sum(stream.sequence.num_preemptions for stream in streams) > 0, "the test means to run out of blocks"
+    assert texts == [answer(*request) for request in requests]
+    assert [stream.sequence.prompt_scores for stream in streams] == [rated(prompt, 0) for prompt, _ in requests]
+
+
+@pytest.mark.parametrize("broken_step", [0, 1, 2, 5])
+async def test_prompts_are_rated_whole_although_the_shards_die(uds_path, tokenizer, broken_step):
+    breaks = iter([True])
+    script = Script(max_batch_tokens=4)
+    script.breaks_on = lambda step: step.id == broken_step and next(breaks, False)
+    async with serving(uds_path, tokenizer, script) as (engine, shards):
+        stream = submit(engine, PROMPT, 6, prompt_logprobs=True, num_top_tokens=1)
+        assert await read_ids(stream) == answer(PROMPT, 6)
+        assert len(shards.streams) == 2
+    assert stream.sequence.prompt_scores == rated(PROMPT, 1)
 
 
 async def test_a_cancelled_request_is_dropped_at_the_next_step_and_its_blocks_are_another_ones(uds_path, tokenizer):
@@ -194,6 +330,27 @@ async def test_beyond_the_allowed_number_of_requests_the_next_one_is_refused_at_
             submit(engine, PROMPT, 3)
         assert await asyncio.gather(*map(read_ids, streams)) == [answer(PROMPT, 3)] * 2
         assert await read_ids(submit(engine, PROMPT, 4)) == answer(PROMPT, 4)
+
+
+async def test_of_requests_that_come_together_all_are_taken_or_none(uds_path, tokenizer):
+    async with serving(uds_path, tokenizer, Script(), max_concurrent_requests=3) as (engine, shards):
+        streams = [submit(engine, PROMPT, 3) for _ in range(2)]
+        with pytest.raises(Overloaded):
+            engine.admit(2)
+        with pytest.raises(Overloaded):
+            engine.submit([Request(PROMPT, 3)] * 2, Mailbox())
+        engine.admit(1)
+        streams.append(submit(engine, PROMPT, 3))
+        assert await asyncio.gather(*map(read_ids, streams)) == [answer(PROMPT, 3)] * 3
+        assert sum(len(step.add) for step in shards.steps) == 3
+
+
+async def test_no_more_sequences_run_at_once_than_allowed(uds_path, tokenizer):
+    requests = [([20 + n] * 3, 5 + n) for n in range(5)]
+    async with serving(uds_path, tokenizer, Script(), max_batch_size=2) as (engine, shards):
+        texts = await asyncio.gather(*(read_ids(submit(engine, *request)) for request in requests))
+        assert max(len(step.work) for step in shards.steps) == 2
+    assert texts == [answer(*request) for request in requests]
 
 
 async def test_before_the_shards_are_there_requests_are_refused_and_afterwards_taken(uds_path, tokenizer):
@@ -254,6 +411,20 @@ async def test_when_the_shards_die_a_stream_pauses_and_goes_on_with_the_exact_ne
         answer([40, 41], 4),
     ]
     assert all(len(added[n]) >= len(PROMPT[n:]) + 5 for n in range(3))  # nothing is sampled again
+
+
+async def test_what_restarted_shards_can_no_longer_hold_is_told_so_and_the_rest_goes_on(uds_path, tokenizer):
+    async with FakeShards(uds_path, script=Script(step_seconds=0.002)) as shards, driving(uds_path, tokenizer) as engine:
+        await until(lambda: engine.status == "ready")
+        large, small = submit(engine, PROMPT, 100), submit(engine, PROMPT, 20)
+        before = await first_tokens(small, 2)
+        await shards.stop()
+        await until(lambda: engine.status != "ready")
+        async with FakeShards(uds_path, script=Script(num_blocks=10)):
+            with pytest.raises(GenerationFailed, match="hold only 40 tokens"):
+                await read(large)
+            assert before + await read_ids(small) == answer(PROMPT, 20)
+            await engine.stop(0)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -330,6 +501,82 @@ async def test_a_shutdown_fails_what_does_not_finish_in_time(uds_path, tokenizer
         await engine.stop(0.01)
         with pytest.raises(GenerationFailed, match="shutting down"):
             await read(stream)
+
+
+async def test_during_a_shutdown_nothing_new_is_taken(uds_path, tokenizer):
+    async with serving(uds_path, tokenizer, Script()) as (engine, _):
+        await engine.stop(0)
+        with pytest.raises(NotReady, match="shutting down"):
+            engine.admit()
+
+
+async def test_gauges_show_what_runs_and_waits_and_in_the_end_nothing(uds_path, tokenizer):
+    metrics, permits = Metrics(), asyncio.Semaphore(0)
+    script = Script(num_blocks=8, max_positions=32, permits=permits)
+    async with serving(uds_path, tokenizer, script, metrics=metrics, max_batch_size=1) as (engine, shards):
+        streams = [submit(engine, PROMPT, 3), submit(engine, PROMPT, 7)]
+        await until(lambda: len(shards.steps) == 2)
+        engine.update_gauges()
+        found = values(metrics)
+        assert (found["tgi_queue_size"], found["tgi_num_requests_waiting"]) == (1, 1)
+        assert (found["tgi_batch_current_size"], found["tgi_num_requests_running"]) == (1, 1)
+        assert found["tgi_batch_current_max_tokens"] == len(PROMPT) + 3
+        assert (found["tgi_kv_cache_num_blocks"], found["tgi_kv_cache_block_size"]) == (8, 4)
+        assert found["tgi_batch_max_total_tokens"] == 32
+        assert found["tgi_kv_cache_utilization"] == 3 / 8
+        for _ in range(50):
+            permits.release()
+        await asyncio.gather(*map(read, streams))
+        engine.update_gauges()
+        found = values(metrics)
+    assert found["tgi_queue_size"] == found["tgi_batch_current_size"] == found["tgi_batch_current_max_tokens"] == 0
+    assert found["tgi_kv_cache_utilization"] == 0  # though the prefix cache keeps what was computed
+
+
+async def test_gauges_can_be_read_before_the_shards_are_there(uds_path, tokenizer):
+    metrics = Metrics()
+    async with driving(uds_path, tokenizer, metrics=metrics) as engine:
+        engine.update_gauges()
+    assert values(metrics)["tgi_kv_cache_num_blocks"] == 0
+
+
+async def test_steps_are_counted_and_measured_once_each(uds_path, tokenizer):
+    metrics = Metrics()
+    async with serving(uds_path, tokenizer, Script(step_seconds=0.005), metrics=metrics) as (engine, _):
+        start_seconds = time.monotonic()
+        await read(submit(engine, PROMPT, 6))
+        passed_seconds = time.monotonic() - start_seconds
+    found = values(metrics)
+    for name in ("batch_inference_count", "batch_inference_success"):
+        assert found[f'tgi_{name}{{method="prefill"}}'] == 1 and found[f'tgi_{name}{{method="decode"}}'] == 5
+    for name, seconds in (("forward", FORWARD_MICROS / 1e6), ("decode", SAMPLE_MICROS / 1e6)):
+        assert found[f'tgi_batch_{name}_duration_sum{{method="decode"}}'] == pytest.approx(5 * seconds)
+        assert found[f'tgi_batch_{name}_duration_count{{method="prefill"}}'] == 1
+    durations = [found[f'tgi_batch_inference_duration_sum{{method="{method}"}}'] for method in ("prefill", "decode")]
+    assert 6 * 0.005 <= sum(durations) <= passed_seconds  # steps overlap, their times do not
+    assert found["tgi_batch_next_size_count"] == found["tgi_batch_next_size_sum"] == 1
+
+
+async def test_sequences_that_join_running_ones_are_counted(uds_path, tokenizer):
+    metrics = Metrics()
+    async with serving(uds_path, tokenizer, Script(step_seconds=0.001), metrics=metrics) as (engine, _):
+        running = submit(engine, PROMPT, 60)
+        await first_tokens(running, 1)
+        await asyncio.gather(*(read(submit(engine, [30 + n], 2)) for n in range(2)))
+        await read(running)
+    found = values(metrics)
+    assert found['tgi_batch_concat{reason="chunking"}'] == 1
+    assert (found["tgi_batch_next_size_sum"], found["tgi_batch_next_size_count"]) == (3, 2)
+
+
+async def test_a_failed_step_is_counted_as_such(uds_path, tokenizer):
+    metrics = Metrics()
+    async with serving(uds_path, tokenizer, Script(fails_on=lambda step: step.id == 0), metrics=metrics) as (engine, _):
+        with pytest.raises(GenerationFailed):
+            await read(submit(engine, PROMPT, 1))
+    found = values(metrics)
+    assert found['tgi_batch_inference_failure{method="prefill"}'] == 1
+    assert found['tgi_batch_inference_success{method="prefill"}'] == 0
 
 
 MODEL = dataclasses.replace(fake_engine.MODEL, block_size=16, num_blocks=10, max_positions=200)

@@ -3,6 +3,7 @@
 import collections
 import random
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -16,12 +17,16 @@ from text_generation_router.sequence import Request, Sequence, Status
 BLOCK_SIZE = 4
 
 
-def scheduler(num_blocks: int = 20, max_batch_tokens: int = 16, prefix_caching: bool = True) -> Scheduler:
-    return Scheduler(BlockManager(num_blocks, BLOCK_SIZE, prefix_caching), max_batch_tokens)
+def scheduler(
+    num_blocks: int = 20, max_batch_tokens: int = 16, prefix_caching: bool = True, max_batch_size: int | None = None
+) -> Scheduler:
+    return Scheduler(BlockManager(num_blocks, BLOCK_SIZE, prefix_caching), max_batch_tokens, max_batch_size)
 
 
-def add(scheduler: Scheduler, sequence_id: int, token_ids: list[int], max_new_tokens: int = 10) -> Sequence:
-    sequence = Sequence(sequence_id, Request(token_ids, max_new_tokens))
+def add(
+    scheduler: Scheduler, sequence_id: int, token_ids: list[int], max_new_tokens: int = 10, prompt_logprobs: bool = False
+) -> Sequence:
+    sequence = Sequence(sequence_id, Request(token_ids, max_new_tokens, prompt_logprobs=prompt_logprobs))
     scheduler.add(sequence)
     return sequence
 
@@ -154,6 +159,51 @@ def test_a_prompt_is_let_in_only_if_those_that_run_can_still_grow():
     busy.schedule()
     add(busy, 1, [2] * 8)  # would take the two blocks that are left
     assert plan(busy.schedule()) == [(0, 7, 1, True)]
+
+
+def test_a_full_batch_lets_the_next_one_in_when_somebody_ends():
+    busy = scheduler(max_batch_size=2)
+    first, *_ = (add(busy, number, [number]) for number in range(3))
+    assert plan(busy.schedule()) == [(0, 0, 1, True), (1, 0, 1, True)]
+    assert plan(busy.schedule()) == [(0, 1, 1, True), (1, 1, 1, True)]
+    busy.finish(first)
+    assert plan(busy.schedule()) == [(1, 2, 1, True), (2, 0, 1, True)]
+
+
+def test_a_prompt_that_is_to_be_rated_takes_nothing_from_the_cache_and_leaves_its_blocks_there():
+    busy = scheduler()
+    for number, prompt_logprobs, start in [(0, False, 0), (1, True, 0), (2, False, 8)]:
+        sequence = add(busy, number, [1] * 9, max_new_tokens=1, prompt_logprobs=prompt_logprobs)
+        assert plan(busy.schedule()) == [(number, start, 9 - start, True)]
+        assert sequence.num_cached_tokens == start
+        run(busy)
+
+
+def test_a_rated_prompt_alone_fills_the_cache_for_others():
+    busy = scheduler()
+    add(busy, 0, [1] * 9, max_new_tokens=1, prompt_logprobs=True)
+    run(busy)
+    add(busy, 1, [1] * 9)
+    assert plan(busy.schedule()) == [(1, 8, 1, True)]
+
+
+def test_a_step_with_any_part_of_a_prompt_is_called_a_prefill_and_others_decodes():
+    busy = scheduler(max_batch_tokens=5)
+    add(busy, 0, [1, 2])
+    assert busy.schedule().method == "prefill"
+    assert busy.schedule().method == "decode"
+    add(busy, 1, [3] * 6)
+    assert [busy.schedule().method for _ in range(3)] == ["prefill", "prefill", "decode"]
+
+
+@pytest.mark.parametrize("prompt", [[1], [1] * 17], ids=["of one token", "whose last chunk is one token"])
+def test_a_prompts_step_of_one_token_is_called_a_prefill(prompt):
+    busy = scheduler(max_batch_tokens=16)
+    add(busy, 0, prompt)
+    methods = []
+    while len(methods) < len(prompt) // 16 + 1:
+        methods.append(busy.schedule().method)
+    assert set(methods) == {"prefill"}
 
 
 def preempting() -> tuple[Scheduler, Sequence, Sequence]:
@@ -298,7 +348,12 @@ def test_an_interruption_names_those_that_were_being_computed_and_not_those_that
 def as_message(step: Step) -> shard_pb2.Step:
     message = shard_pb2.Step(id=step.id, drop=step.drop)
     for sequence in step.add:
-        message.add.add(id=sequence.id, token_ids=sequence.token_ids)
+        message.add.add(
+            id=sequence.id,
+            token_ids=sequence.token_ids,
+            num_prompt_tokens=sequence.num_prompt_tokens,
+            prompt_logprobs=sequence.request.prompt_logprobs,
+        )
     for work in step.work:
         message.work.add(
             sequence_id=work.sequence.id, start=work.start, length=work.length, block_ids=work.block_ids, sample=work.sample
@@ -317,18 +372,26 @@ class SchedulerMachine(RuleBasedStateMachine):
         depth=st.integers(1, 3),
         prefix_caching=st.booleans(),
         eos_length=st.none() | st.integers(4, 12),
+        max_batch_size=st.none() | st.integers(1, 3),
     )
-    def begin(self, num_blocks, block_size, max_batch_tokens, depth, prefix_caching, eos_length):
+    def begin(self, num_blocks, block_size, max_batch_tokens, depth, prefix_caching, eos_length, max_batch_size=None):
         self.num_blocks, self.block_size, self.max_batch_tokens = num_blocks, block_size, max_batch_tokens
         self.depth, self.prefix_caching, self.eos_length = depth, prefix_caching, eos_length
-        self.scheduler = Scheduler(self._block_manager(), max_batch_tokens)
+        self.max_batch_size = max_batch_size
+        self.scheduler = Scheduler(self._block_manager(), max_batch_tokens, max_batch_size)
         self.sequences: list[Sequence] = []
         self.given_up: set[int] = set()
         self._new_device()
 
-    @rule(base=st.sampled_from([5, 6]), length=st.integers(1, 14), tail=st.integers(0, 3), max_new=st.integers(1, 12))
-    def arrive(self, base, length, tail, max_new):
-        self._arrive(([base] * length + [7] * tail), max_new)
+    @rule(
+        base=st.sampled_from([5, 6]),
+        length=st.integers(1, 14),
+        tail=st.integers(0, 3),
+        max_new=st.integers(1, 12),
+        prompt_logprobs=st.booleans(),
+    )
+    def arrive(self, base, length, tail, max_new, prompt_logprobs):
+        self._arrive(([base] * length + [7] * tail), max_new, prompt_logprobs)
 
     @precondition(lambda self: self.sequences)
     @rule(data=st.data(), max_new=st.integers(1, 6))
@@ -423,15 +486,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not self.device.live and self.scheduler.block_manager.num_free == self.num_blocks
         self.every_block_is_free_or_owned_by_who_runs()
 
-    def _arrive(self, prompt: list[int], max_new_tokens: int) -> None:
+    def _arrive(self, prompt: list[int], max_new_tokens: int, prompt_logprobs: bool = False) -> None:
         capacity = self.num_blocks * self.block_size
         prompt = prompt[: capacity - 1]
-        request = Request(prompt, min(max_new_tokens, capacity - len(prompt)))
+        request = Request(prompt, min(max_new_tokens, capacity - len(prompt)), prompt_logprobs=prompt_logprobs)
         self.sequences.append(Sequence(len(self.sequences), request))
         self.scheduler.add(self.sequences[-1])
 
     def _check_step(self, step: Step) -> None:
         assert step.num_tokens <= self.max_batch_tokens
+        assert self.max_batch_size is None or len(step.work) <= len(self.scheduler.running) <= self.max_batch_size
         for work in step.work:
             sequence = work.sequence
             assert not sequence.finished

@@ -7,10 +7,22 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from fakes import EOS, LOGPROB, FakeShard, FakeShards, Script, next_token, until
+from fakes import (
+    EOS,
+    FORWARD_MICROS,
+    LOGPROB,
+    SAMPLE_MICROS,
+    FakeShard,
+    FakeShards,
+    Script,
+    next_token,
+    prompt_logprob,
+    top_tokens,
+    until,
+)
 from text_generation_proto import shard_pb2
 from text_generation_router.scheduler import Step, Work
-from text_generation_router.sequence import Request, SamplingParameters, Sequence
+from text_generation_router.sequence import PromptScore, Request, SamplingParameters, Sequence
 from text_generation_router.shards import ShardGroup, ShardsLost, StepResult
 
 PROMPT = [10, 11, 12, 13, 14, 15]
@@ -41,8 +53,8 @@ async def next_results(group: ShardGroup, count: int = 1) -> list[StepResult]:
     return results
 
 
-def first_step(sampling: SamplingParameters | None = None) -> Step:
-    sequence = Sequence(3, Request(PROMPT, 9, sampling or SamplingParameters()))
+def first_step(sampling: SamplingParameters | None = None, **fields: object) -> Step:
+    sequence = Sequence(3, Request(PROMPT, 9, sampling or SamplingParameters(), **fields))
     return Step(0, add=[sequence], work=[Work(sequence, 0, 6, [4, 1], True, 0)])
 
 
@@ -57,7 +69,7 @@ async def test_the_model_is_what_rank_0_says_with_the_least_that_any_rank_has(ud
     assert (model.num_blocks, model.max_batch_tokens, model.num_shards) == (30, 20, 2)
     assert (model.model_id, model.model_type, model.dtype, model.device) == ("fake", "bloom", "float32", "cpu")
     assert (model.quantize, model.eos_token_ids) == (None, {EOS})
-    assert (model.block_size, model.max_positions) == (4, 128)
+    assert (model.block_size, model.max_positions, model.vocab_size) == (4, 128, 340)
 
 
 async def test_a_step_reaches_every_rank_as_it_was_made_and_rank_0_answers(uds_path):
@@ -67,8 +79,12 @@ async def test_a_step_reaches_every_rank_as_it_was_made_and_rank_0_answers(uds_p
         await until(lambda: shards.ranks[1].streams[0].steps)
         assert shards.ranks[0].streams[0].steps == shards.ranks[1].streams[0].steps
         (message,) = shards.steps
-    assert result == StepResult(0, {3: next_token(PROMPT)}, {3: LOGPROB}, "")
+    assert (result.step_id, result.error) == (0, "")
+    assert (result.token_ids, result.logprobs) == ({3: next_token(PROMPT)}, {3: LOGPROB})
+    assert (result.top_tokens, result.prompt_scores) == ({}, {})
+    assert (result.forward_seconds, result.sample_seconds) == pytest.approx((FORWARD_MICROS / 1e6, SAMPLE_MICROS / 1e6))
     assert (message.id, list(message.drop), list(message.add[0].token_ids)) == (0, [], PROMPT)
+    assert (message.add[0].num_prompt_tokens, message.add[0].num_top_tokens, message.add[0].prompt_logprobs) == (6, 0, False)
     assert message.work == [shard_pb2.Work(sequence_id=3, start=0, length=6, block_ids=[4, 1], sample=True)]
 
 
@@ -76,12 +92,25 @@ async def test_a_step_reaches_every_rank_as_it_was_made_and_rank_0_answers(uds_p
     ("sampling", "expected"),
     [
         (
-            SamplingParameters(True, 0.5, 7, 0.25, 1.5, 2**63),
+            SamplingParameters(True, 0.5, 7, 0.25, 0.75, 1.5, -0.5, 0.25, {5: -100.0, 7: 1.5}, True, 2**63),
             shard_pb2.SamplingParameters(
-                do_sample=True, temperature=0.5, top_k=7, top_p=0.25, repetition_penalty=1.5, seed=2**63
+                do_sample=True,
+                temperature=0.5,
+                top_k=7,
+                top_p=0.25,
+                typical_p=0.75,
+                repetition_penalty=1.5,
+                frequency_penalty=-0.5,
+                presence_penalty=0.25,
+                logit_bias={5: -100.0, 7: 1.5},
+                watermark=True,
+                seed=2**63,
             ),
         ),
-        (SamplingParameters(), shard_pb2.SamplingParameters(temperature=1.0, repetition_penalty=1.0)),
+        (
+            SamplingParameters(),
+            shard_pb2.SamplingParameters(temperature=1.0, repetition_penalty=1.0, frequency_penalty=0.0, presence_penalty=0.0),
+        ),
     ],
 )
 async def test_sampling_parameters_arrive_and_filters_that_are_off_are_absent(uds_path, sampling, expected):
@@ -89,6 +118,27 @@ async def test_sampling_parameters_arrive_and_filters_that_are_off_are_absent(ud
         group.send(first_step(sampling))
         await next_results(group)
         assert shards.steps[0].add[0].sampling == expected
+
+
+async def test_alternatives_and_the_prompts_scores_come_back_by_sequence_and_position(uds_path):
+    async with FakeShards(uds_path) as shards, connected(uds_path) as group:
+        group.send(first_step(num_top_tokens=2, prompt_logprobs=True))
+        (result,) = await next_results(group)
+        added = shards.steps[0].add[0]
+    assert (added.num_top_tokens, added.prompt_logprobs) == (2, True)
+    assert result.top_tokens == {3: top_tokens(next_token(PROMPT), 2)}
+    scores = {p: PromptScore(prompt_logprob(p), top_tokens(PROMPT[p], 2, prompt_logprob(p))) for p in range(1, len(PROMPT))}
+    assert result.prompt_scores == {3: scores}
+
+
+async def test_a_sequence_that_comes_again_says_which_of_its_tokens_are_the_prompt(uds_path):
+    step = first_step()
+    step.add[0].token_ids.append(16)
+    async with FakeShards(uds_path) as shards, connected(uds_path) as group:
+        group.send(Step(0, add=step.add, work=[Work(step.add[0], 0, 7, [4, 1], True, 1)]))
+        await next_results(group)
+        added = shards.steps[0].add[0]
+    assert (list(added.token_ids), added.num_prompt_tokens) == ([*PROMPT, 16], 6)
 
 
 async def test_steps_can_be_sent_ahead_and_results_come_in_their_order(uds_path):

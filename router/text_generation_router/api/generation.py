@@ -1,0 +1,198 @@
+"""Generation: all sequences of one HTTP request on their way through the engine.
+
+In: checked requests. Out: their tokens as they come, or whole answers; and what headers, metrics and the log say of it.
+The engine lets go of them when the `with` block ends, however it ends. Knows nothing of bodies.
+"""
+
+import dataclasses
+import logging
+import time
+from collections.abc import AsyncIterator
+from types import TracebackType
+
+from text_generation_router.engine import Engine
+from text_generation_router.metrics import Metrics
+from text_generation_router.sequence import Request, Sequence
+from text_generation_router.stopping import FinishReason
+from text_generation_router.stream import GenerationStream, Mailbox, TokenEvent
+from text_generation_router.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Checked:
+    """The sequences of one HTTP request, which may run, and how many characters their prompts have."""
+
+    requests: list[Request]
+    num_characters: int
+
+
+@dataclasses.dataclass(slots=True)
+class Answer:
+    """What one sequence has come to. `finish_reason` and `text` are there at the end."""
+
+    index: int  # which of the requests
+    stream: GenerationStream
+    num_tokens: int = 0
+    finish_reason: FinishReason | None = None
+    text: str = ""
+    events: list[TokenEvent] = dataclasses.field(default_factory=list)
+
+    @property
+    def sequence(self) -> Sequence:
+        return self.stream.sequence
+
+    @property
+    def mean_logprob(self) -> float:
+        return sum(event.logprob for event in self.events) / max(1, len(self.events))
+
+    @property
+    def shown_seed(self) -> int | None:
+        sampling = self.sequence.request.sampling
+        return sampling.seed if sampling.do_sample else None
+
+    def visible_events(self, tokenizer: Tokenizer) -> list[TokenEvent]:
+        """Those whose tokens are in the text: no special ones, and none of a stop sequence that was cut off."""
+        num_bytes, visible = len(self.text.encode()), []
+        for event in self.events:
+            if not event.special and num_bytes > 0:
+                visible.append(event)
+                num_bytes -= len(tokenizer.token_bytes(event.token_id))
+        return visible
+
+
+class Generation:
+    def __init__(
+        self,
+        engine: Engine,
+        metrics: Metrics,
+        checked: Checked,
+        start_seconds: float,
+        compute_type: str,
+    ) -> None:
+        """
+        Raises:
+            NotReady, Overloaded: the engine does not take them.
+        """
+        self._metrics = metrics
+        self._num_characters = checked.num_characters
+        self._start_seconds = start_seconds
+        self._valid_seconds = time.monotonic()
+        self._compute_type = compute_type
+        self._mailbox = Mailbox()
+        streams = engine.submit(checked.requests, self._mailbox)
+        self.answers = [Answer(index, stream) for index, stream in enumerate(streams)]
+        self._by_stream = {id(answer.stream): answer for answer in self.answers}
+
+    def __enter__(self) -> "Generation":
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for answer in self.answers:
+            answer.stream.cancel()
+            self._log(answer)
+        if all(answer.finish_reason for answer in self.answers):
+            self._measure()
+
+    async def events(self) -> AsyncIterator[tuple[Answer, TokenEvent]]:
+        """Every sequence's tokens in the order they come, until all have ended.
+
+        Raises:
+            RequestError: one of them failed.
+        """
+        num_running = len(self.answers)
+        while num_running:
+            stream, event = await self._mailbox.get()
+            answer = self._by_stream[id(stream)]
+            answer.num_tokens += 1
+            if event.finish_reason is not None:
+                answer.finish_reason, answer.text = event.finish_reason, event.generated_text or ""
+                num_running -= 1
+            yield answer, event
+
+    async def finished(self) -> list[Answer]:
+        """All answers, complete, in the order of the requests.
+
+        Raises:
+            RequestError: one of them failed.
+        """
+        async for answer, event in self.events():
+            answer.events.append(event)
+        return self.answers
+
+    def first_headers(self) -> dict[str, str]:
+        """What is known before the first token."""
+        return {"x-compute-type": self._compute_type, "x-compute-characters": str(self._num_characters)}
+
+    def headers(self) -> dict[str, str]:
+        """Times in whole milliseconds, `x-compute-time` in seconds, as the original has them."""
+        total = time.monotonic() - self._start_seconds
+        inference = self._inference_seconds(total)
+        return {
+            **self.first_headers(),
+            "x-compute-time": f"{total:.6f}",
+            "x-total-time": _milliseconds(total),
+            "x-validation-time": _milliseconds(self._valid_seconds - self._start_seconds),
+            "x-queue-time": _milliseconds(self._queue_seconds),
+            "x-inference-time": _milliseconds(inference),
+            "x-time-per-token": _milliseconds(inference / max(1, self._longest)),
+            "x-prompt-tokens": str(self.num_prompt_tokens),
+            "x-generated-tokens": str(self.num_tokens),
+        }
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(answer.sequence.num_prompt_tokens for answer in self.answers)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(answer.num_tokens for answer in self.answers)
+
+    @property
+    def _queue_seconds(self) -> float:
+        return max(answer.stream.queue_seconds for answer in self.answers)
+
+    @property
+    def _longest(self) -> int:
+        return max(answer.num_tokens for answer in self.answers)
+
+    def _inference_seconds(self, total_seconds: float) -> float:
+        return max(0.0, total_seconds - (self._valid_seconds - self._start_seconds) - self._queue_seconds)
+
+    def _measure(self) -> None:
+        total = time.monotonic() - self._start_seconds
+        inference, metrics = self._inference_seconds(total), self._metrics
+        metrics.request_duration.observe(total)
+        metrics.request_validation_duration.observe(self._valid_seconds - self._start_seconds)
+        metrics.request_queue_duration.observe(self._queue_seconds)
+        metrics.request_inference_duration.observe(inference)
+        metrics.request_mean_time_per_token_duration.observe(inference / max(1, self._longest))
+        metrics.request_generated_tokens.observe(self.num_tokens)
+        metrics.request_input_length.observe(self.num_prompt_tokens)
+        metrics.request_max_new_tokens.observe(max(answer.sequence.request.max_new_tokens for answer in self.answers))
+
+    def _log(self, answer: Answer) -> None:
+        sequence = answer.sequence
+        logger.info(
+            "request finished id=%d prompt_tokens=%d cached_tokens=%d generated_tokens=%d finish_reason=%s "
+            "queue_seconds=%.4f total_seconds=%.4f",
+            sequence.id,
+            sequence.num_prompt_tokens,
+            sequence.num_cached_tokens,
+            answer.num_tokens,
+            answer.finish_reason or "aborted",
+            answer.stream.queue_seconds,
+            time.monotonic() - self._start_seconds,
+        )
+
+
+def by_likelihood(answers: list[Answer]) -> list[Answer]:
+    """Those whose tokens were the likeliest on average come first."""
+    return sorted(answers, key=lambda answer: answer.mean_logprob, reverse=True)
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(int(seconds * 1000))
