@@ -40,7 +40,7 @@ class IgnoredFlags:
     ngrok_authtoken: str | None = _ignored("No tunnel is opened.")
     ngrok_edge: str | None = _ignored("No tunnel is opened.")
     disable_grammar_support: bool | None = _ignored("There are no grammars yet to disable.")
-    lora_adapters: str | None = _ignored("Adapters are not loaded yet; all requests are answered by the model alone.")
+    lora_adapters: str | None = _ignored("Adapters are not served yet; a request that names one is refused.")
     usage_stats: str | None = _ignored("Nothing is ever sent.")
     enable_prefill_logprobs: bool | None = _ignored("They need not be enabled: a request that asks for them gets them.")
 

@@ -76,8 +76,9 @@ async def _authorized(request: web.Request, handler: Handler) -> web.StreamRespo
     """Keys are compared as they are, and in a time that does not tell how much of one is right."""
     keys, route = request.app[SERVING].config.api_key, _route(request)
     if keys and route and route.needs_key:
-        given = request.headers.get("authorization", "").encode(errors="surrogateescape")
-        if not any([hmac.compare_digest(given, f"Bearer {key}".encode()) for key in keys]):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        known = [hmac.compare_digest(given.encode(errors="surrogateescape"), key.encode()) for key in keys]
+        if scheme.lower() != "bearer" or not any(known):
             raise Unauthorized()
     return await handler(request)
 

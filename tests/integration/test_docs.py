@@ -10,6 +10,7 @@ import pytest
 
 from shard_processes import ShardProcesses
 from text_generation_launcher.config import LauncherConfig
+from text_generation_launcher.ignored_flags import IgnoredFlags
 from text_generation_proto.flags import env_name
 from text_generation_router.config import RouterConfig
 from text_generation_server.config import ShardConfig
@@ -73,7 +74,8 @@ def test_make_targets_that_are_named_exist(page: Path) -> None:
 
 @pages
 def test_flags_that_are_named_exist(page: Path) -> None:
-    fields = [field for owner in (LauncherConfig, RouterConfig, ShardConfig) for field in dataclasses.fields(owner)]
+    owners = (LauncherConfig, IgnoredFlags, RouterConfig, ShardConfig)
+    fields = [field for owner in owners for field in dataclasses.fields(owner)]
     known = {"--" + field.name.replace("_", "-") for field in fields}
     named = set(re.findall(r"`(--[a-z-]+)", page.read_text()))
     assert named - {"--help", "--no-prefix-caching"} <= known
@@ -105,6 +107,6 @@ def _anchors(page: Path) -> set[str]:
 
 
 def _row(field: dataclasses.Field[object]) -> tuple[str, str, str]:
-    default = "unset" if field.default is None else str(field.default)
+    default = "unset" if field.default in (None, ()) else str(field.default)
     shown = {"True": "on", "False": "off"}.get(default, default)
     return field.name.replace("_", "-"), env_name(field), shown if shown in ("unset", "on", "off") else f"`{shown}`"

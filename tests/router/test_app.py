@@ -94,6 +94,7 @@ async def test_what_tells_of_the_server_is_open_to_all(guarded, path):
         {"Authorization": "Bearer "},
         {"Authorization": "Bearer secret"},
         {"Authorization": "Bearer Secret2"},
+        {"Authorization": "Basic secret"},
         {"Authorization": "Secret"},
         {"Authorization": "Basic Secret"},
         {"x-api-key": "Secret"},
