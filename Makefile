@@ -89,9 +89,10 @@ load-test: .venv/installed-dev  ## the original's load test against the server o
 smoke-test: .venv/installed-dev  ## the same in 20 seconds
 	@$(BIN)/k6 run --quiet --no-usage-report --address '' -e PORT=$(PORT) k6/smoke_test.js
 
-bench: .venv/installed-dev  ## decode step and serving figures, beside their floors and peers
+bench: .venv/installed-dev  ## decode step, serving and router figures, beside their floors and peers
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/router.py
 
 clean:  ## remove the virtual environment and caches
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -33,6 +33,8 @@ class BlockManager:
 
     def grow(self, sequence: Sequence, num_positions: int) -> list[int]:
         """Gives `sequence` the blocks that it lacks; the caller has seen that they are free. Returns the new ones."""
+        if num_positions <= len(sequence.block_ids) * self.block_size:  # so it is for most tokens
+            return []
         new = [self._take_oldest() for _ in range(self.num_missing(sequence, num_positions))]
         sequence.block_ids += new
         return new
@@ -54,6 +56,8 @@ class BlockManager:
     def register(self, sequence: Sequence, num_computed: int) -> None:
         """Makes the full blocks of `sequence` whose keys and values are computed findable for others."""
         first = len(sequence.block_hashes)
+        if num_computed < (first + 1) * self.block_size:
+            return
         self._hash_blocks(sequence, min(num_computed, len(sequence.token_ids)))
         for index in range(first, len(sequence.block_hashes)):
             block_hash, block = sequence.block_hashes[index], sequence.block_ids[index]

@@ -17,11 +17,17 @@ _BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class Detokenizer:
     def __init__(self, token_bytes: "TokenBytes") -> None:
         self._token_bytes = token_bytes
+        self._inside_character = False
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
         """The text that became certain with this token: "" inside a character, and for special tokens."""
-        return self._decoder.decode(self._token_bytes[token_id])
+        token = self._token_bytes[token_id]
+        if token.isascii() and not self._inside_character:
+            return token.decode()  # as most are, and quicker
+        text = self._decoder.decode(token)
+        self._inside_character = bool(self._decoder.getstate()[0])
+        return text
 
     def flush(self) -> str:
         """What is left when no token follows: "" or the U+FFFD of a character that was begun."""

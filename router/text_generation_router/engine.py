@@ -15,7 +15,7 @@ from text_generation_router.config import RouterConfig
 from text_generation_router.errors import GenerationFailed, InternalError, NotReady, Overloaded, RequestError
 from text_generation_router.metrics import Metrics
 from text_generation_router.scheduler import Scheduler, Step
-from text_generation_router.sequence import Request, Sequence
+from text_generation_router.sequence import Request, Sequence, TopToken
 from text_generation_router.shards import Model, ShardGroup, ShardsLost, StepResult
 from text_generation_router.stopping import FinishReason, StoppingCriteria
 from text_generation_router.stream import GenerationStream, Mailbox
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 PIPELINE_DEPTH = 2  # one step runs, the next one is there when it ends
 RECONNECT_SECONDS = 0.2
+NO_TOKENS: list[TopToken] = []
 MAX_CRASHES = 3  # a request that was being computed in this many crashes is taken for their cause
 
 
@@ -210,9 +211,10 @@ class Engine:
                 shards.send(step)
                 self._measure_sent(step)
             for result, extended in news:  # while the shards compute
-                self._deliver(result, extended)
+                for stream, reason in extended:
+                    self._deliver(result, stream, reason)
 
-    def _apply(self, result: StepResult) -> list[tuple[Sequence, FinishReason | None]]:
+    def _apply(self, result: StepResult) -> list[tuple[GenerationStream, FinishReason | None]]:
         """Enters a result's tokens. What ends by its token is known now, in time for the next step."""
         assert self._scheduler is not None
         step = self._scheduler.in_flight[0]
@@ -227,18 +229,18 @@ class Engine:
             return []
         extended = []
         for sequence in self._scheduler.apply(result.token_ids):
-            reason = self._streams[sequence.id].ends_by_token(sequence.token_ids[-1])
+            stream = self._streams[sequence.id]
+            reason = stream.ends_by_token(sequence.token_ids[-1])
             if reason:
                 self._scheduler.finish(sequence)
-            extended.append((sequence, reason))
+            extended.append((stream, reason))
         return extended
 
-    def _deliver(self, result: StepResult, extended: list[tuple[Sequence, FinishReason | None]]) -> None:
+    def _deliver(self, result: StepResult, stream: GenerationStream, reason: FinishReason | None) -> None:
         assert self._scheduler is not None
-        for sequence, reason in extended:
-            stream, top_tokens = self._streams.get(sequence.id), result.top_tokens.get(sequence.id, [])
-            if stream and stream.push(result.token_ids[sequence.id], result.logprobs[sequence.id], top_tokens, reason):
-                self._scheduler.finish(sequence)
+        id = stream.sequence.id
+        if stream.push(result.token_ids[id], result.logprobs[id], result.top_tokens.get(id, NO_TOKENS), reason):
+            self._scheduler.finish(stream.sequence)
 
     def _measure_sent(self, step: Step) -> None:
         assert self._scheduler is not None

@@ -15,7 +15,7 @@ from text_generation_router.block_manager import BlockManager
 from text_generation_router.sequence import Sequence, Status
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)  # not frozen: there is one for every token, and that takes three times as long
 class Work:
     """Positions [start, start + length) of one sequence, the blocks newly given to it, and whether a token is sampled."""
 
@@ -131,11 +131,10 @@ class Scheduler:
 
     def _schedule_decodes(self, step: Step, budget: int) -> int:
         """One token for each running sequence that has its prompt behind it. Returns the budget that is left."""
-        decodes = [s for s in self.running if s.num_unscheduled == 1 and not s.reaches_limit]
-        for sequence in decodes:
+        for sequence in list(self.running):  # those that give way are no longer in it
             if budget == 0:
                 break
-            if sequence.status is Status.RUNNING and self._make_room(sequence):
+            if sequence.wants_token and sequence.status is Status.RUNNING and self._make_room(sequence):
                 self._add_work(step, sequence, 1)
                 budget -= 1
         return budget

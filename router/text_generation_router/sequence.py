@@ -68,6 +68,7 @@ class Sequence:
     request: Request
     arrival_seconds: float = dataclasses.field(default_factory=time.monotonic)
     token_ids: list[int] = dataclasses.field(init=False)
+    num_prompt_tokens: int = dataclasses.field(init=False)
     status: Status = Status.WAITING
     num_scheduled: int = 0
     num_pending: int = 0
@@ -81,10 +82,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.request.prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids)
 
     @property
     def num_tokens(self) -> int:
@@ -92,17 +90,16 @@ class Sequence:
         return len(self.token_ids) + self.num_pending
 
     @property
-    def num_generated(self) -> int:
-        return len(self.token_ids) - self.num_prompt_tokens
-
-    @property
     def num_unscheduled(self) -> int:
         return self.num_tokens - self.num_scheduled
 
     @property
-    def reaches_limit(self) -> bool:
-        """Whether the tokens on their way fill `max_new_tokens`: the end that is known beforehand."""
-        return self.num_generated + self.num_pending >= self.request.max_new_tokens
+    def wants_token(self) -> bool:
+        """Whether one more position is all that is left to compute, and the tokens on their way do not fill `max_new_tokens`:
+        the end that is known beforehand."""
+        num_tokens = self.num_tokens
+        wanted = self.num_prompt_tokens + self.request.max_new_tokens
+        return num_tokens - self.num_scheduled == 1 and num_tokens < wanted
 
     @property
     def finished(self) -> bool:

@@ -255,15 +255,17 @@ def _sampling_message(sampling: SamplingParameters) -> shard_pb2.SamplingParamet
 
 
 def _step_result(message: shard_pb2.StepResult) -> StepResult:
+    token_ids, logprobs, top_tokens = {}, {}, {}
+    for token in message.tokens:
+        sequence_id = token.sequence_id
+        token_ids[sequence_id], logprobs[sequence_id] = token.token_id, token.logprob
+        if token.top_token_ids:
+            top_tokens[sequence_id] = list(zip(token.top_token_ids, token.top_logprobs, strict=True))
     return StepResult(
         step_id=message.id,
-        token_ids={token.sequence_id: token.token_id for token in message.tokens},
-        logprobs={token.sequence_id: token.logprob for token in message.tokens},
-        top_tokens={
-            token.sequence_id: list(zip(token.top_token_ids, token.top_logprobs, strict=True))
-            for token in message.tokens
-            if token.top_token_ids
-        },
+        token_ids=token_ids,
+        logprobs=logprobs,
+        top_tokens=top_tokens,
         prompt_scores={prompt.sequence_id: _prompt_scores(prompt) for prompt in message.prompts},
         error=message.error,
         forward_seconds=message.forward_micros * 1e-6,

@@ -46,11 +46,15 @@ class EventStream:
         self._writes = False
 
     async def send(self, event: msgspec.Struct) -> None:
-        await self._write(b"data: " + encode(event) + b"\n\n")
+        self._begin_write()
+        await self.response.write(b"data: " + encode(event) + b"\n\n")
+        self._writes = False
 
     async def send_done(self) -> None:
         """What OpenAI's clients take for the end."""
-        await self._write(b"data: [DONE]\n\n")
+        self._begin_write()
+        await self.response.write(b"data: [DONE]\n\n")
+        self._writes = False
 
     async def __aenter__(self) -> "EventStream":
         await self.response.prepare(self._request)
@@ -85,11 +89,6 @@ class EventStream:
             return error
         logger.error("request failed after the first event", exc_info=error)
         return InternalError()
-
-    async def _write(self, data: bytes) -> None:
-        self._begin_write()
-        await self.response.write(data)
-        self._writes = False
 
     def _begin_write(self) -> None:
         self._last_write_seconds = time.monotonic()

@@ -95,7 +95,7 @@ class ChatApi:
         async with EventStream(http_request, generation.first_headers(), openai_error) as events:
             for answer in generation.answers:
                 await events.send(_chunk(envelope, [ChunkChoice(answer.index, Delta("assistant", ""))]))
-            async for answer, event in generation.events():
+            async for answer, event in generation:
                 for choice in _chunk_choices(body, answer, event, self._serving.tokenizer):
                     await events.send(_chunk(envelope, [choice]))
             if body.stream_options and body.stream_options.include_usage:

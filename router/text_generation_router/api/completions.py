@@ -103,7 +103,7 @@ class CompletionsApi:
     ) -> web.StreamResponse:
         rated = [TokenLogprobs(self._serving.tokenizer) for _ in generation.answers]
         async with EventStream(http_request, generation.first_headers(), openai_error) as events:
-            async for answer, event in generation.events():
+            async for answer, event in generation:
                 if choice := self._chunk_choice(answer, event, plan, rated[answer.index]):
                     await events.send(_completion(envelope, [choice]))
             if body.stream_options and body.stream_options.include_usage:

@@ -128,7 +128,7 @@ class GenerateApi:
         self, events: EventStream, generation: Generation, inputs: str, parameters: GenerateParameters
     ) -> None:
         tokenizer = self._serving.tokenizer
-        async for answer, event in generation.events():
+        async for answer, event in generation:
             response = StreamResponse(answer.num_tokens, _token(event, tokenizer))
             if event.top_tokens:
                 response.top_tokens = _top_tokens(event.top_tokens, tokenizer)

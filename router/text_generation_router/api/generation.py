@@ -7,7 +7,6 @@ The engine lets go of them when the `with` block ends, however it ends. Knows no
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncIterator
 from types import TracebackType
 
 from text_generation_router.engine import Engine
@@ -83,7 +82,8 @@ class Generation:
         self._mailbox = Mailbox()
         streams = engine.submit(checked.requests, self._mailbox)
         self.answers = [Answer(index, stream) for index, stream in enumerate(streams)]
-        self._by_stream = {id(answer.stream): answer for answer in self.answers}
+        self._by_stream = {answer.stream: answer for answer in self.answers}
+        self._num_running = len(streams)
 
     def __enter__(self) -> "Generation":
         return self
@@ -97,21 +97,24 @@ class Generation:
         if all(answer.finish_reason for answer in self.answers):
             self._measure()
 
-    async def events(self) -> AsyncIterator[tuple[Answer, TokenEvent]]:
+    def __aiter__(self) -> "Generation":
         """Every sequence's tokens in the order they come, until all have ended.
 
         Raises:
             RequestError: one of them failed.
         """
-        num_running = len(self.answers)
-        while num_running:
-            stream, event = await self._mailbox.get()
-            answer = self._by_stream[id(stream)]
-            answer.num_tokens += 1
-            if event.finish_reason is not None:
-                answer.finish_reason, answer.text = event.finish_reason, event.generated_text or ""
-                num_running -= 1
-            yield answer, event
+        return self
+
+    async def __anext__(self) -> tuple[Answer, TokenEvent]:
+        if self._num_running == 0:
+            raise StopAsyncIteration
+        stream, event = await self._mailbox.get()
+        answer = self._by_stream[stream]
+        answer.num_tokens += 1
+        if event.finish_reason is not None:
+            answer.finish_reason, answer.text = event.finish_reason, event.generated_text or ""
+            self._num_running -= 1
+        return answer, event
 
     async def finished(self) -> list[Answer]:
         """All answers, complete, in the order of the requests.
@@ -119,7 +122,7 @@ class Generation:
         Raises:
             RequestError: one of them failed.
         """
-        async for answer, event in self.events():
+        async for answer, event in self:
             answer.events.append(event)
         return self.answers
 
