@@ -6,7 +6,7 @@ In: token ids, and how the script goes wrong or waits. Out: the interface of `te
 import asyncio
 import time
 
-from text_generation_router.engine import Limits
+from text_generation_router.engine import Limits, Place
 from text_generation_router.errors import GenerationFailed, RequestError
 from text_generation_router.sequence import PromptScore, Request, Sequence
 from text_generation_router.shards import Model
@@ -38,6 +38,7 @@ class FakeEngine:
         self.model: Model | None = MODEL
         self.limits: Limits | None = LIMITS
         self.status = "ready"
+        self.num_places = 0
         self.tokenizer = tokenizer
         self.token_ids = token_ids
         self.refusal: Exception | None = None  # raised by submit
@@ -64,12 +65,14 @@ class FakeEngine:
     def update_gauges(self) -> None:
         self.calls.append("update_gauges")
 
-    def admit(self, num_requests: int = 1) -> None:
+    def admit(self) -> Place:
         if self.refusal:
             raise self.refusal
+        return Place(self)  # type: ignore[arg-type]
 
     def submit(self, requests: list[Request], mailbox: Mailbox) -> "list[FakeStream]":
-        self.admit(len(requests))
+        if self.refusal:
+            raise self.refusal
         self.requests += requests
         new = [FakeStream(self, request, len(self.streams) + index, mailbox) for index, request in enumerate(requests)]
         self.streams += new
@@ -106,7 +109,7 @@ class FakeStream(GenerationStream):
                 self.fail(engine.failure)  # type: ignore[arg-type]
                 return
             reason = self.ends_by_token(token_id)
-            top_tokens = [(token_id + rank, LOGPROB - rank) for rank in range(self.request.num_top_tokens)]
+            top_tokens = [(token_id + rank, LOGPROB - rank) for rank in range(self.sequence.request.num_top_tokens)]
             if self.push(token_id, LOGPROB, top_tokens, "eos_token" if is_last else reason) or reason:
                 return
             await asyncio.sleep(0)

@@ -51,6 +51,7 @@ class LauncherConfig:
     max_top_n_tokens: int = same_as(RouterConfig, "max_top_n_tokens")
     max_client_batch_size: int = same_as(RouterConfig, "max_client_batch_size")
     payload_limit: int = same_as(RouterConfig, "payload_limit")
+    compute_type: str | None = same_as(RouterConfig, "compute_type")
     api_key: tuple[str, ...] = same_as(RouterConfig, "api_key")
     cors_allow_origin: tuple[str, ...] = same_as(RouterConfig, "cors_allow_origin")
     tokenizer_config_path: str | None = same_as(RouterConfig, "tokenizer_config_path")

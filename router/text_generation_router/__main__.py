@@ -28,6 +28,7 @@ from text_generation_router.validation import Validation
 
 logger = logging.getLogger(__name__)
 
+IDLE_SECONDS = 75.0  # for a connection to say its next request, or its first one
 ANSWER_SECONDS = 2.0  # for handlers to write their last words, once the engine has told them
 
 
@@ -71,6 +72,7 @@ async def run_until_signal(serving: Serving, startup: Startup) -> None:
         access_log=None,
         handler_cancellation=True,  # a gone client cancels its handler, and with that its generation
         shutdown_timeout=ANSWER_SECONDS,
+        keepalive_timeout=IDLE_SECONDS,
     )
     await runner.setup()
     try:

@@ -8,6 +8,7 @@ Knows nothing of what the routes do.
 import asyncio
 import hmac
 import logging
+import time
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -16,8 +17,9 @@ from text_generation_router.api.chat import ChatApi
 from text_generation_router.api.completions import CompletionsApi
 from text_generation_router.api.cors import Cors
 from text_generation_router.api.generate import GenerateApi
+from text_generation_router.api.generation import Arrival
 from text_generation_router.api.platforms import PlatformsApi
-from text_generation_router.api.route import OPENAI_ERRORS, Route, error_body, json_response
+from text_generation_router.api.route import ARRIVAL, OPENAI_ERRORS, Route, error_body, json_response
 from text_generation_router.api.serving import Serving
 from text_generation_router.api.status import StatusApi
 from text_generation_router.api.tokenize import TokenizeApi
@@ -54,7 +56,8 @@ def _routes(serving: Serving) -> list[Route]:
 
 
 def _route(request: web.Request) -> Route | None:
-    return request.app[ROUTES].get((request.method, request.path))
+    resource = request.match_info.route.resource
+    return request.app[ROUTES].get((request.method, resource.canonical)) if resource else None
 
 
 @web.middleware
@@ -91,7 +94,7 @@ async def _counted(request: web.Request, handler: Handler) -> web.StreamResponse
         return await handler(request)
     metrics.request_count.inc()
     try:
-        response = await handler(request)
+        response = await _admitted(request, handler)
     except (Exception, asyncio.CancelledError) as error:
         metrics.request_failure.inc(err=_failure(error))
         raise
@@ -101,6 +104,16 @@ async def _counted(request: web.Request, handler: Handler) -> web.StreamResponse
     else:
         metrics.request_failure.inc(err=_failure(failure))
     return response
+
+
+async def _admitted(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuses at once what has no place, before its body is read."""
+    arrival = Arrival(time.monotonic(), request.app[SERVING].engine.admit())
+    request[ARRIVAL] = arrival
+    try:
+        return await handler(request)
+    finally:
+        arrival.place.free()
 
 
 def _failure(error: BaseException) -> str:

@@ -76,6 +76,9 @@ class RouterConfig:
     )
     max_client_batch_size: int = flag(4, help="Prompts that one request to /v1/completions may bring.")
     payload_limit: int = flag(2_000_000, help="Longest request body, in bytes; longer ones get 413.")
+    compute_type: str | None = flag(
+        None, help="What answers name as `x-compute-type`. Unset: the number of shards and their kind of device."
+    )
     api_key: tuple[str, ...] = flag(
         (),
         secret=True,

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 PIPELINE_DEPTH = 2  # one step runs, the next one is there when it ends
 RECONNECT_SECONDS = 0.2
 NO_TOKENS: list[TopToken] = []
+Extended = list[tuple[GenerationStream, FinishReason | None]]  # who got a token, and whether it was the last one
 MAX_CRASHES = 3  # a request that was being computed in this many crashes is taken for their cause
 
 
@@ -38,6 +39,20 @@ class Limits:
     vocab_size: int
 
 
+class Place:
+    """What a request holds among those in flight until it has sequences of its own."""
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+        self._is_held = True
+        engine.num_places += 1
+
+    def free(self) -> None:
+        """Does nothing the second time."""
+        self._engine.num_places -= self._is_held
+        self._is_held = False
+
+
 class Engine:
     """`model` and `limits` are None until the shards have answered; `status` says "ready" or what is waited for."""
 
@@ -45,6 +60,7 @@ class Engine:
         self.model: Model | None = None
         self.limits: Limits | None = None
         self.status = "waiting for shards"
+        self.num_places = 0  # of requests that are being checked
         self._config = config
         self._tokenizer = tokenizer
         self._metrics = metrics
@@ -63,6 +79,7 @@ class Engine:
     async def stop(self, grace_seconds: float) -> None:
         """Takes nothing new, lets what runs finish for `grace_seconds`, then fails it. Does nothing the second time."""
         self._stopping = True
+        self.status = "shutting down"
         deadline = time.monotonic() + grace_seconds
         while self._streams and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
@@ -71,19 +88,15 @@ class Engine:
             self._loop_task.cancel()
             await asyncio.gather(self._loop_task, return_exceptions=True)
 
-    def admit(self, num_requests: int = 1) -> None:
-        """Refuses what `submit` would refuse, before any work is put into requests.
+    def admit(self) -> Place:
+        """A place for a request that is still to be checked, before any work is put into it.
 
         Raises:
             NotReady: the shards have never answered yet, or the server is shutting down.
             Overloaded: too many requests are in flight.
         """
-        if self.model is None:
-            raise NotReady(self.status)
-        if self._stopping:
-            raise NotReady("the server is shutting down")
-        if len(self._streams) + num_requests > self._config.max_concurrent_requests:
-            raise Overloaded()
+        self._refuse_more_than_fit(1)
+        return Place(self)
 
     def submit(self, requests: list[Request], mailbox: Mailbox) -> list[GenerationStream]:
         """Queues all of them or none; their events come to `mailbox`.
@@ -91,7 +104,7 @@ class Engine:
         Raises:
             NotReady, Overloaded: as `admit`.
         """
-        self.admit(len(requests))
+        self._refuse_more_than_fit(len(requests))
         assert self._scheduler is not None, "admitted before adopted: this is a bug"
         streams = [self._make_stream(request, mailbox) for request in requests]
         for stream in streams:
@@ -119,6 +132,14 @@ class Engine:
         metrics.kv_cache_utilization.set(1 - blocks.num_free / blocks.num_blocks)
         metrics.kv_cache_block_size.set(blocks.block_size)
         metrics.kv_cache_num_blocks.set(blocks.num_blocks)
+
+    def _refuse_more_than_fit(self, num_requests: int) -> None:
+        if self.model is None:
+            raise NotReady(self.status)
+        if self._stopping:
+            raise NotReady("the server is shutting down")
+        if len(self._streams) + self.num_places + num_requests > self._config.max_concurrent_requests:
+            raise Overloaded()
 
     def _make_stream(self, request: Request, mailbox: Mailbox) -> GenerationStream:
         assert self.model is not None, "admitted before adopted: this is a bug"
@@ -206,15 +227,18 @@ class Engine:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            news = [(result, self._apply(result)) for result in shards.take_results()]
+            newest: tuple[StepResult, Extended] | None = None
+            for result in shards.take_results():
+                if newest:  # its text may end what this result goes on with
+                    self._deliver(*newest)
+                newest = result, self._apply(result)
             while len(self._scheduler.in_flight) < PIPELINE_DEPTH and (step := self._scheduler.schedule()):
                 shards.send(step)
                 self._measure_sent(step)
-            for result, extended in news:  # while the shards compute
-                for stream, reason in extended:
-                    self._deliver(result, stream, reason)
+            if newest:  # while the shards compute
+                self._deliver(*newest)
 
-    def _apply(self, result: StepResult) -> list[tuple[GenerationStream, FinishReason | None]]:
+    def _apply(self, result: StepResult) -> Extended:
         """Enters a result's tokens. What ends by its token is known now, in time for the next step."""
         assert self._scheduler is not None
         step = self._scheduler.in_flight[0]
@@ -227,7 +251,7 @@ class Engine:
             for sequence in self._scheduler.fail():
                 self._streams[sequence.id].fail(GenerationFailed(f"Server error: {result.error}"))
             return []
-        extended = []
+        extended: Extended = []
         for sequence in self._scheduler.apply(result.token_ids):
             stream = self._streams[sequence.id]
             reason = stream.ends_by_token(sequence.token_ids[-1])
@@ -236,11 +260,13 @@ class Engine:
             extended.append((stream, reason))
         return extended
 
-    def _deliver(self, result: StepResult, stream: GenerationStream, reason: FinishReason | None) -> None:
+    def _deliver(self, result: StepResult, extended: Extended) -> None:
         assert self._scheduler is not None
-        id = stream.sequence.id
-        if stream.push(result.token_ids[id], result.logprobs[id], result.top_tokens.get(id, NO_TOKENS), reason):
-            self._scheduler.finish(stream.sequence)
+        for stream, reason in extended:
+            number = stream.sequence.id
+            top_tokens = result.top_tokens.get(number, NO_TOKENS)
+            if stream.push(result.token_ids[number], result.logprobs[number], top_tokens, reason):
+                self._scheduler.finish(stream.sequence)
 
     def _measure_sent(self, step: Step) -> None:
         assert self._scheduler is not None

@@ -40,10 +40,6 @@ class Step:
     made_seconds: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
-    def num_tokens(self) -> int:
-        return sum(work.length for work in self.work)
-
-    @property
     def method(self) -> Literal["prefill", "decode"]:
         """What the metrics call it: a step with any part of a prompt in it is a prefill."""
         return "prefill" if any(work.is_prefill for work in self.work) else "decode"

@@ -1,6 +1,7 @@
 """Sequence: one request's tokens, blocks and progress, and the Request that it was made from.
 
-In: a checked request. Out: the state that the scheduler moves on. Derived numbers are properties, so they cannot drift.
+In: a checked request. Out: the state that the scheduler moves on. Derived numbers are properties, so they cannot drift; one
+that never changes is kept, because it is asked for at every token.
 Knows nothing of text, HTTP or shards.
 """
 

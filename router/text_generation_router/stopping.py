@@ -56,14 +56,15 @@ class StoppingCriteria:
         return held
 
     def _first_stop(self, text: str) -> tuple[int, int] | None:
-        """[start, end) of the stop sequence that ends first. All matches end in the new part: earlier ones were final."""
+        """[start, end) of the stop sequence that ends first, the longest of them. All matches end in the new part: earlier
+        ones were final."""
         matches = []
         for stop in self._stop:
             # The longest stop sequence sets what is kept, so a shorter one would be sought in text that it was sought in.
             start = text.find(stop, max(0, len(self._seen) - len(stop) + 1))
             if start >= 0:
                 matches.append((start, start + len(stop)))
-        return min(matches, key=lambda match: match[1], default=None)
+        return min(matches, key=lambda match: (match[1], match[0]), default=None)
 
     def _num_undecided(self, text: str) -> int:
         """The length of the longest end of `text` that a stop sequence begins with."""

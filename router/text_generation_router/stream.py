@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from text_generation_router.errors import RequestError
-from text_generation_router.sequence import Request, Sequence, TopToken
+from text_generation_router.sequence import Sequence, TopToken
 from text_generation_router.stopping import FinishReason, StoppingCriteria
 from text_generation_router.tokenizer import Tokenizer
 
@@ -47,10 +47,6 @@ class GenerationStream:
         self._on_cancel = on_cancel
         self._detokenizer = tokenizer.detokenizer()
         self._text = ""
-
-    @property
-    def request(self) -> Request:
-        return self.sequence.request
 
     @property
     def queue_seconds(self) -> float:

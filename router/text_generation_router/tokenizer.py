@@ -46,10 +46,6 @@ class Tokenizer:
         self._special_texts = {token_id: token.content for token_id, token in added.items() if token.special}
         self.special_token_ids = frozenset(self._special_texts)
 
-    @property
-    def vocab_size(self) -> int:
-        return self._tokenizer.get_vocab_size()
-
     async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids, with the special tokens that the model's tokenizer puts around a text unless told otherwise."""
         return await self.in_worker(self._encode, text, add_special_tokens)

@@ -21,7 +21,6 @@ from text_generation_router.tokenizer import Tokenizer
 OPENAI_MAX_TOP_LOGPROBS = 20
 OPENAI_MAX_LOGIT_BIAS = 100.0
 _MAX_SEED = 2**64 - 1
-_new_seeds = random.Random()  # seeded by the system once: to ask it for every request takes a tenth of a short one's time
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,6 +46,8 @@ class Validation:
         self._max_stop_sequences = config.max_stop_sequences
         self._max_best_of = config.max_best_of
         self._max_top_n_tokens = config.max_top_n_tokens
+        # Seeds are no secrets, and to ask the system for every one takes a tenth of a short request's time.
+        self._seeds = random.Random()
 
     async def check(
         self,
@@ -60,14 +61,15 @@ class Validation:
         """Raises: ValidationError."""
         self._check_best_of(parameters.best_of)
         _refuse_in_streams(parameters, streamed)
-        sampling = _sampling(parameters)
+        sampling = _sampling(parameters, self._seed(parameters.seed))
         if openai:
             sampling = _with_openai(sampling, openai, limits.vocab_size)
         _check_max_new_tokens(parameters)
         self._check_stop(parameters.stop)
         if parameters.seed is not None and num_answers(parameters) > 1:
             raise ValidationError("`seed` must not be set when `best_of` > 1")
-        num_top_tokens = self._num_top_tokens(parameters.top_n_tokens, self._max_top_n_tokens if openai is None else None)
+        max_top_tokens = OPENAI_MAX_TOP_LOGPROBS if openai else self._max_top_n_tokens
+        num_top_tokens = _num_top_tokens(parameters.top_n_tokens, max_top_tokens)
         token_ids = await self._token_ids(prompt, parameters.truncate, limits)
         max_new_tokens = _max_new_tokens(len(token_ids), parameters.max_new_tokens, limits)
         _refuse_unsupported(parameters)
@@ -95,11 +97,12 @@ class Validation:
         if "" in stop:
             raise ValidationError("`stop` sequences cannot be empty")
 
-    def _num_top_tokens(self, asked: int | None, maximum: int | None) -> int:
-        maximum = OPENAI_MAX_TOP_LOGPROBS if maximum is None else maximum
-        if asked is not None and not 0 <= asked <= maximum:
-            raise ValidationError(f"`top_n_tokens` must be >= 0 and <= {maximum}. Given: {asked}")
-        return asked or 0
+    def _seed(self, seed: int | None) -> int:
+        if seed is None:
+            return self._seeds.getrandbits(63)  # a number that also clients with signed integers can send back
+        if not 0 <= seed <= _MAX_SEED:
+            raise ValidationError(f"`seed` must be >= 0 and <= {_MAX_SEED}. Given: {seed}")
+        return seed
 
     async def _token_ids(self, prompt: Prompt, truncate: int | None, limits: Limits) -> list[int]:
         if not prompt.text and not prompt.token_ids:
@@ -141,7 +144,7 @@ def _refuse_in_streams(parameters: GenerateParameters, streamed: bool) -> None:
         raise ValidationError("`decoder_input_details` == true is not supported when streaming tokens")
 
 
-def _sampling(parameters: GenerateParameters) -> SamplingParameters:
+def _sampling(parameters: GenerateParameters, seed: int) -> SamplingParameters:
     """Any of temperature, top_k, top_p and typical_p that changes something asks for sampling, as `do_sample` does."""
     filters = (parameters.top_k, parameters.top_p, parameters.typical_p)
     samples = parameters.do_sample or parameters.temperature not in (None, 1) or any(given is not None for given in filters)
@@ -154,7 +157,6 @@ def _sampling(parameters: GenerateParameters) -> SamplingParameters:
     typical_p = _fraction("typical_p", parameters.typical_p)
     if parameters.top_k is not None and parameters.top_k <= 0:
         raise ValidationError("`top_k` must be strictly positive")
-    seed = _seed(parameters.seed)
     return SamplingParameters(
         do_sample=samples,
         temperature=temperature,
@@ -178,9 +180,9 @@ def _with_openai(sampling: SamplingParameters, openai: OpenAIParameters, vocab_s
 
 
 def _bias_token_id(name: str) -> int:
-    if not (name.isascii() and name.isdecimal()):
-        raise ValidationError(f"`logit_bias` must map token ids to numbers. Given: {name!r}")
-    return int(name[:20])  # longer ones are none of any model's, however they end
+    if not (name.isascii() and name.isdecimal() and len(name) <= 20):
+        raise ValidationError(f"`logit_bias` must map token ids to numbers. Given: {name[:40]!r}")
+    return int(name)
 
 
 def _check_token_ids(name: str, token_ids: Collection[int], vocab_size: int) -> None:
@@ -218,12 +220,10 @@ def _to_float32(value: float) -> float:
         return math.copysign(math.inf, value)
 
 
-def _seed(seed: int | None) -> int:
-    if seed is None:
-        return _new_seeds.getrandbits(63)  # a number that also clients with signed integers can send back
-    if not 0 <= seed <= _MAX_SEED:
-        raise ValidationError(f"`seed` must be >= 0 and <= {_MAX_SEED}. Given: {seed}")
-    return seed
+def _num_top_tokens(asked: int | None, maximum: int) -> int:
+    if asked is not None and not 0 <= asked <= maximum:
+        raise ValidationError(f"`top_n_tokens` must be >= 0 and <= {maximum}. Given: {asked}")
+    return asked or 0
 
 
 def _check_max_new_tokens(parameters: GenerateParameters) -> None:

@@ -56,6 +56,7 @@ def test_every_flag_survives_the_way_to_another_process(monkeypatch):
         max_top_n_tokens=0,
         max_client_batch_size=10,
         payload_limit=11,
+        compute_type="2-h200",
         api_key=("one", "two"),
         cors_allow_origin=("https://a.example", "https://b.example"),
         max_stop_sequences=6,

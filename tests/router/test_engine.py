@@ -29,6 +29,7 @@ from text_generation_router.engine import Engine, limits
 from text_generation_router.errors import GenerationFailed, NotReady, Overloaded
 from text_generation_router.metrics import Metrics
 from text_generation_router.sequence import PromptScore, Request
+from text_generation_router.shards import ShardGroup, StepResult
 from text_generation_router.stream import Mailbox, TokenEvent
 from text_generation_router.tokenizer import Tokenizer
 
@@ -222,7 +223,7 @@ async def test_a_mailbox_gets_the_tokens_of_all_streams_that_share_it(uds_path, 
             for _ in range(3 + 4 + 5):
                 stream, event = await mailbox.get()
                 received[stream.sequence.id].append(event.token_id)
-    assert [stream.request for stream in streams] == requests
+    assert [stream.sequence.request for stream in streams] == requests
     assert list(received.values()) == [answer(PROMPT[n:], 3 + n) for n in range(3)]
 
 
@@ -336,13 +337,50 @@ async def test_of_requests_that_come_together_all_are_taken_or_none(uds_path, to
     async with serving(uds_path, tokenizer, Script(), max_concurrent_requests=3) as (engine, shards):
         streams = [submit(engine, PROMPT, 3) for _ in range(2)]
         with pytest.raises(Overloaded):
-            engine.admit(2)
-        with pytest.raises(Overloaded):
             engine.submit([Request(PROMPT, 3)] * 2, Mailbox())
-        engine.admit(1)
         streams.append(submit(engine, PROMPT, 3))
         assert await asyncio.gather(*map(read_ids, streams)) == [answer(PROMPT, 3)] * 3
         assert sum(len(step.add) for step in shards.steps) == 3
+
+
+async def test_a_request_that_is_being_checked_has_its_place(uds_path, tokenizer):
+    async with serving(uds_path, tokenizer, Script(), max_concurrent_requests=2) as (engine, _):
+        first, second = engine.admit(), engine.admit()
+        with pytest.raises(Overloaded):
+            engine.admit()
+        first.free()
+        first.free()
+        with pytest.raises(Overloaded):
+            engine.submit([Request(PROMPT, 3)] * 2, Mailbox())
+        second.free()
+        streams = engine.submit([Request(PROMPT, 3)] * 2, Mailbox())
+        with pytest.raises(Overloaded):
+            engine.admit()
+        for stream in streams:
+            stream.cancel()
+        engine.admit()
+
+
+async def test_a_stop_sequence_ends_once_when_two_results_come_together(uds_path, tokenizer, monkeypatch):
+    """The second step was sent before the first one's text was made, and its token is nobody's. That two results are there
+    at once is a matter of chance, which only the one who hands them out can arrange."""
+    text = tokenizer.token_text(answer(PROMPT, 1)[0])
+    async with serving(uds_path, tokenizer, Script()) as (engine, _):
+        mailbox, take_results = Mailbox(), ShardGroup.take_results
+        first: list[StepResult] = []
+
+        def take_two_first(group: ShardGroup) -> list[StepResult]:
+            if len(first) >= 2:
+                return take_results(group)
+            first.extend(take_results(group))
+            return first if len(first) >= 2 else []
+
+        monkeypatch.setattr(ShardGroup, "take_results", take_two_first)
+        stopped, other = engine.submit([Request(PROMPT, 4, stop=(text,)), Request([7] * 5, 4)], mailbox)
+        events = [await asyncio.wait_for(mailbox.get(), 5) for _ in range(5)]
+    ends = [(stream, event.finish_reason) for stream, event in events if event.finish_reason]
+    assert ends == [(stopped, "stop_sequence"), (other, "length")]
+    assert [event.token_id for stream, event in events if stream is other] == answer([7] * 5, 4)
 
 
 async def test_no_more_sequences_run_at_once_than_allowed(uds_path, tokenizer):

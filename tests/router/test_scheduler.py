@@ -498,7 +498,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.add(self.sequences[-1])
 
     def _check_step(self, step: Step) -> None:
-        assert step.num_tokens <= self.max_batch_tokens
+        assert sum(work.length for work in step.work) <= self.max_batch_tokens
         assert self.max_batch_size is None or len(step.work) <= len(self.scheduler.running) <= self.max_batch_size
         for work in step.work:
             sequence = work.sequence

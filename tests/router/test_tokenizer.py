@@ -80,7 +80,7 @@ async def test_any_token_has_a_text_and_bytes_of_its_own(byte_level):
     assert "".join(map(byte_level.token_text, await byte_level.encode(" to be"))) == " to be"
     assert (byte_level.token_text(2), byte_level.token_bytes(2)) == ("</s>", b"</s>")
     assert (byte_level.token_text(100_000), byte_level.token_bytes(100_000)) == ("", b"")
-    assert all(isinstance(byte_level.token_text(token_id), str) for token_id in range(byte_level.vocab_size))
+    assert all(isinstance(byte_level.token_text(token_id), str) for token_id in range(400))
 
 
 async def test_a_part_of_a_character_looks_like_one_and_has_its_bytes(byte_level):

@@ -4,7 +4,7 @@ In: HTTP requests. Out: OpenAI's chat completions, whole or in chunks. The conve
 before a stream opens.
 """
 
-import time
+import dataclasses
 
 from aiohttp import web
 
@@ -18,8 +18,9 @@ from text_generation_router.api.openai_request import (
     openai_parameters,
     usage,
 )
-from text_generation_router.api.route import GENERATION_ERRORS, Route, json_response
+from text_generation_router.api.route import ARRIVAL, GENERATION_ERRORS, Route, json_response
 from text_generation_router.api.serving import Serving
+from text_generation_router.api.visible_tokens import VisibleTokens
 from text_generation_router.schema.body import openai_error
 from text_generation_router.schema.chat import (
     ChatChoice,
@@ -63,18 +64,16 @@ class ChatApi:
         ]
 
     async def _chat(self, http_request: web.Request) -> web.StreamResponse:
-        self._serving.engine.admit()
         return await self.answer(http_request, await self._serving.read(http_request, ChatRequest))
 
     async def answer(self, http_request: web.Request, body: ChatRequest) -> web.StreamResponse:
-        start_seconds = time.monotonic()
-        with self._serving.generation(await self.check(body), start_seconds) as generation:
+        with self._serving.generation(await self.check(body), http_request[ARRIVAL]) as generation:
             envelope = Envelope.new("chatcmpl", self._serving.model_name)
             if body.stream:
                 return await self._stream(http_request, body, generation, envelope)
-            completion = _completion(body, await generation.finished(), envelope, self._serving.tokenizer)
-            completion.usage = _usage(generation)
-        return json_response(completion, headers=generation.headers())
+            answers = await generation.finished()
+        choices = [_choice(body, answer, self._serving.tokenizer) for answer in answers]
+        return json_response(_completion(envelope, choices, _usage(generation)), headers=generation.headers())
 
     async def check(self, body: ChatRequest) -> Checked:
         """The conversation as a prompt, once for each answer."""
@@ -87,16 +86,22 @@ class ChatApi:
         parameters = native_parameters(body, max_tokens)
         parameters.top_n_tokens = body.top_logprobs
         prompt = Prompt(text, add_special_tokens=False)
-        return await self._serving.validation.check(prompt, parameters, self._serving.limits, openai_parameters(body))
+        openai, serving = openai_parameters(body), self._serving
+        request = await serving.validation.check(prompt, parameters, serving.limits, openai)
+        return request if body.logprobs else dataclasses.replace(request, num_top_tokens=0)
 
     async def _stream(
         self, http_request: web.Request, body: ChatRequest, generation: Generation, envelope: Envelope
     ) -> web.StreamResponse:
+        tokenizer = self._serving.tokenizer
+        visible = [VisibleTokens(tokenizer) for _ in generation.answers]
         async with EventStream(http_request, generation.first_headers(), openai_error) as events:
             for answer in generation.answers:
                 await events.send(_chunk(envelope, [ChunkChoice(answer.index, Delta("assistant", ""))]))
             async for answer, event in generation:
-                for choice in _chunk_choices(body, answer, event, self._serving.tokenizer):
+                shown = visible[answer.index].push(event) if body.logprobs else []
+                logprobs = _logprobs(shown, tokenizer) if shown else None
+                for choice in _chunk_choices(answer, event, logprobs):
                     await events.send(_chunk(envelope, [choice]))
             if body.stream_options and body.stream_options.include_usage:
                 await events.send(_chunk(envelope, [], _usage(generation)))
@@ -104,21 +109,17 @@ class ChatApi:
         return events.response
 
 
-def _completion(body: ChatRequest, answers: list[Answer], envelope: Envelope, tokenizer: Tokenizer) -> ChatCompletion:
+def _completion(envelope: Envelope, choices: list[ChatChoice], total: Usage) -> ChatCompletion:
     return ChatCompletion(
-        envelope.id,
-        "chat.completion",
-        envelope.created,
-        envelope.model,
-        envelope.system_fingerprint,
-        [_choice(body, answer, tokenizer) for answer in answers],
-        usage(0, 0),
+        envelope.id, "chat.completion", envelope.created, envelope.model, envelope.system_fingerprint, choices, total
     )
 
 
 def _choice(body: ChatRequest, answer: Answer, tokenizer: Tokenizer) -> ChatChoice:
-    events = answer.visible_events(tokenizer)
-    logprobs = ChatLogprobs([_logprob(event, tokenizer) for event in events]) if body.logprobs else None
+    visible = VisibleTokens(tokenizer)
+    logprobs = None
+    if body.logprobs:
+        logprobs = _logprobs([shown for event in answer.events for shown in visible.push(event)], tokenizer)
     message = OutputMessage("assistant", answer.text)
     return ChatChoice(answer.index, message, logprobs, finish_reason(answer.finish_reason))
 
@@ -135,16 +136,18 @@ def _chunk(envelope: Envelope, choices: list[ChunkChoice], total: Usage | None =
     )
 
 
-def _chunk_choices(body: ChatRequest, answer: Answer, event: TokenEvent, tokenizer: Tokenizer) -> list[ChunkChoice]:
+def _chunk_choices(answer: Answer, event: TokenEvent, logprobs: ChatLogprobs | None) -> list[ChunkChoice]:
     """Nothing for a token without text of its own, and the end in a choice by itself."""
     choices = []
-    shows_logprob = body.logprobs and not event.special
-    if event.text or shows_logprob:
-        logprobs = ChatLogprobs([_logprob(event, tokenizer)]) if shows_logprob else None
+    if event.text or logprobs:
         choices.append(ChunkChoice(answer.index, Delta(content=event.text), logprobs))
     if answer.finish_reason:
         choices.append(ChunkChoice(answer.index, Delta(), finish_reason=finish_reason(answer.finish_reason)))
     return choices
+
+
+def _logprobs(events: list[TokenEvent], tokenizer: Tokenizer) -> ChatLogprobs:
+    return ChatLogprobs([_logprob(event, tokenizer) for event in events])
 
 
 def _logprob(event: TokenEvent, tokenizer: Tokenizer) -> TokenLogprob:
@@ -157,5 +160,4 @@ def _named(token_id: int, logprob: float, tokenizer: Tokenizer) -> tuple[str, fl
 
 
 def _usage(generation: Generation) -> Usage:
-    """The prompt counts once, however many answers it has."""
-    return usage(generation.answers[0].sequence.num_prompt_tokens, generation.num_tokens)
+    return usage(generation.num_prompt_tokens, generation.num_tokens)

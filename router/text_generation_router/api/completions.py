@@ -5,7 +5,6 @@ the prompt's own tokens are rated too, which is how evaluation harnesses measure
 """
 
 import dataclasses
-import time
 
 from aiohttp import web
 
@@ -18,7 +17,7 @@ from text_generation_router.api.openai_request import (
     openai_parameters,
     usage,
 )
-from text_generation_router.api.route import GENERATION_ERRORS, Route, json_response
+from text_generation_router.api.route import ARRIVAL, GENERATION_ERRORS, Route, json_response
 from text_generation_router.api.serving import Serving
 from text_generation_router.api.token_logprobs import TokenLogprobs
 from text_generation_router.errors import BatchSizeExceeded, SuffixNotSupported, ValidationError
@@ -70,15 +69,14 @@ class CompletionsApi:
         ]
 
     async def _complete(self, http_request: web.Request) -> web.StreamResponse:
-        self._serving.engine.admit()
         return await self.answer(http_request, await self._serving.read(http_request, CompletionRequest))
 
     async def answer(self, http_request: web.Request, body: CompletionRequest) -> web.StreamResponse:
-        start_seconds, serving = time.monotonic(), self._serving
+        serving = self._serving
         plan = _plan(body, serving.config.max_client_batch_size)
         requests = [await self._check(body, prompt, plan) for prompt in plan.prompts]
         checked = Checked([copy for request in requests for copy in copies(request, plan.num_computed)], plan.num_characters)
-        with serving.generation(checked, start_seconds) as generation:
+        with serving.generation(checked, http_request[ARRIVAL]) as generation:
             envelope = Envelope.new("cmpl", serving.model_name)
             if body.stream:
                 return await self._stream(http_request, body, plan, generation, envelope)
@@ -119,7 +117,7 @@ class CompletionsApi:
         if plan.echo and answer.num_tokens == 1:
             text = _prompt_text(answer, plan, self._serving.tokenizer) + text
             rated.add_prompt(answer.sequence)
-        if not (plan.prompt_only or event.special):
+        if plan.logprobs and not plan.prompt_only:
             rated.add_token(event)
         reason = _reason(answer, plan) if answer.finish_reason else None
         logprobs = rated.take() if plan.logprobs else None
@@ -181,7 +179,7 @@ def _choice(index: int, answer: Answer, plan: _Plan, tokenizer: Tokenizer) -> Co
     if plan.echo:
         text = _prompt_text(answer, plan, tokenizer) + text
         rated.add_prompt(answer.sequence)
-    for event in () if plan.prompt_only else answer.visible_events(tokenizer):
+    for event in answer.events if plan.logprobs and not plan.prompt_only else ():
         rated.add_token(event)
     logprobs = rated.take() if plan.logprobs else None
     return CompletionChoice(index, text, logprobs, _reason(answer, plan))
@@ -204,7 +202,4 @@ def _completion(envelope: Envelope, choices: list[CompletionChoice], total: Usag
 
 
 def _usage(generation: Generation, plan: _Plan) -> Usage:
-    """Each prompt counts once, however many answers it has."""
-    firsts = generation.answers[:: plan.num_computed]
-    num_prompt_tokens = sum(answer.sequence.num_prompt_tokens for answer in firsts)
-    return usage(num_prompt_tokens, 0 if plan.prompt_only else generation.num_tokens)
+    return usage(generation.num_prompt_tokens, 0 if plan.prompt_only else generation.num_tokens)

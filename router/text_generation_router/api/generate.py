@@ -4,12 +4,10 @@ In: HTTP requests. Out: what the engine generated for them, as one JSON body or 
 checked before its stream opens, so what is wrong with it is a status.
 """
 
-import time
-
 from aiohttp import web
 
 from text_generation_router.api.generation import Answer, Checked, Generation, by_likelihood
-from text_generation_router.api.route import GENERATION_ERRORS, Route, json_response
+from text_generation_router.api.route import ARRIVAL, GENERATION_ERRORS, Route, json_response
 from text_generation_router.api.serving import Serving
 from text_generation_router.schema.body import native_error
 from text_generation_router.schema.generate import (
@@ -24,7 +22,7 @@ from text_generation_router.schema.generate import (
     StreamResponse,
     Token,
 )
-from text_generation_router.sequence import Request, TopToken
+from text_generation_router.sequence import TopToken
 from text_generation_router.sse import EventStream
 from text_generation_router.stream import TokenEvent
 from text_generation_router.tokenizer import Tokenizer
@@ -74,38 +72,34 @@ class GenerateApi:
         ]
 
     async def _generate(self, http_request: web.Request) -> web.StreamResponse:
-        start_seconds = time.monotonic()
-        self._serving.engine.admit()
         body = await self._serving.read(http_request, GenerateRequest)
-        response, headers = await self._answer(body.inputs, body.parameters or GenerateParameters(), start_seconds)
+        parameters = body.parameters or GenerateParameters()
+        response, headers = await self._answer(http_request, body.inputs, parameters)
         return json_response(response, headers=headers)
 
     async def _generate_stream(self, http_request: web.Request) -> web.StreamResponse:
-        start_seconds = time.monotonic()
-        self._serving.engine.admit()
         body = await self._serving.read(http_request, GenerateRequest)
-        return await self._stream(http_request, body.inputs, body.parameters or GenerateParameters(), start_seconds)
+        return await self._stream(http_request, body.inputs, body.parameters or GenerateParameters())
 
     async def _compat(self, http_request: web.Request) -> web.StreamResponse:
-        self._serving.engine.admit()
         body = await self._serving.read(http_request, CompatGenerateRequest)
         return await self.answer_compat(http_request, body)
 
     async def answer_compat(self, http_request: web.Request, body: CompatGenerateRequest) -> web.StreamResponse:
         """Where the Hub's own API was, the prompt is part of the answer unless a client says otherwise."""
-        start_seconds = time.monotonic()
         parameters = body.parameters or GenerateParameters()
         if parameters.return_full_text is None:
             parameters.return_full_text = True
         if body.stream:
-            return await self._stream(http_request, body.inputs, parameters, start_seconds)
-        response, headers = await self._answer(body.inputs, parameters, start_seconds)
+            return await self._stream(http_request, body.inputs, parameters)
+        response, headers = await self._answer(http_request, body.inputs, parameters)
         return json_response([response], headers=headers)
 
     async def _answer(
-        self, inputs: str, parameters: GenerateParameters, start_seconds: float
+        self, http_request: web.Request, inputs: str, parameters: GenerateParameters
     ) -> tuple[GenerateResponse, dict[str, str]]:
-        with self._serving.generation(await self.check(inputs, parameters), start_seconds) as generation:
+        checked = await self.check(inputs, parameters)
+        with self._serving.generation(checked, http_request[ARRIVAL]) as generation:
             answers = await generation.finished()
         return _response(answers, inputs, parameters, self._serving.tokenizer), generation.headers()
 
@@ -116,10 +110,10 @@ class GenerateApi:
         return Checked(copies(request, num_answers(parameters)), len(inputs))
 
     async def _stream(
-        self, http_request: web.Request, inputs: str, parameters: GenerateParameters, start_seconds: float
+        self, http_request: web.Request, inputs: str, parameters: GenerateParameters
     ) -> web.StreamResponse:
         checked = await self.check(inputs, parameters, streamed=True)
-        with self._serving.generation(checked, start_seconds) as generation:
+        with self._serving.generation(checked, http_request[ARRIVAL]) as generation:
             async with EventStream(http_request, generation.first_headers(), native_error) as events:
                 await self._send_all(events, generation, inputs, parameters)
         return events.response
@@ -188,7 +182,7 @@ def _stream_details(answer: Answer) -> StreamDetails:
 
 
 def _prefill(answer: Answer, tokenizer: Tokenizer) -> list[PrefillToken]:
-    request: Request = answer.sequence.request
+    request = answer.sequence.request
     if not request.prompt_logprobs:
         return []
     scores = answer.sequence.prompt_scores

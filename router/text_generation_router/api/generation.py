@@ -9,14 +9,21 @@ import logging
 import time
 from types import TracebackType
 
-from text_generation_router.engine import Engine
+from text_generation_router.engine import Engine, Place
 from text_generation_router.metrics import Metrics
 from text_generation_router.sequence import Request, Sequence
 from text_generation_router.stopping import FinishReason
 from text_generation_router.stream import GenerationStream, Mailbox, TokenEvent
-from text_generation_router.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Arrival:
+    """When an HTTP request came, and its place among those in flight until it is in the engine."""
+
+    start_seconds: float
+    place: Place
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,14 +58,6 @@ class Answer:
         sampling = self.sequence.request.sampling
         return sampling.seed if sampling.do_sample else None
 
-    def visible_events(self, tokenizer: Tokenizer) -> list[TokenEvent]:
-        """Those whose tokens are in the text: no special ones, and none of a stop sequence that was cut off."""
-        num_bytes, visible = len(self.text.encode()), []
-        for event in self.events:
-            if not event.special and num_bytes > 0:
-                visible.append(event)
-                num_bytes -= len(tokenizer.token_bytes(event.token_id))
-        return visible
 
 
 class Generation:
@@ -67,7 +66,7 @@ class Generation:
         engine: Engine,
         metrics: Metrics,
         checked: Checked,
-        start_seconds: float,
+        arrival: Arrival,
         compute_type: str,
     ) -> None:
         """
@@ -76,10 +75,11 @@ class Generation:
         """
         self._metrics = metrics
         self._num_characters = checked.num_characters
-        self._start_seconds = start_seconds
+        self._start_seconds = arrival.start_seconds
         self._valid_seconds = time.monotonic()
         self._compute_type = compute_type
         self._mailbox = Mailbox()
+        arrival.place.free()
         streams = engine.submit(checked.requests, self._mailbox)
         self.answers = [Answer(index, stream) for index, stream in enumerate(streams)]
         self._by_stream = {answer.stream: answer for answer in self.answers}
@@ -148,7 +148,14 @@ class Generation:
 
     @property
     def num_prompt_tokens(self) -> int:
-        return sum(answer.sequence.num_prompt_tokens for answer in self.answers)
+        """Each prompt counts once, however many answers it has."""
+        return sum(map(len, self._prompts))
+
+    @property
+    def _prompts(self) -> list[list[int]]:
+        """Copies of a request share its token ids."""
+        prompts = [answer.sequence.request.prompt_token_ids for answer in self.answers]
+        return list({id(prompt): prompt for prompt in prompts}.values())
 
     @property
     def num_tokens(self) -> int:
@@ -174,7 +181,8 @@ class Generation:
         metrics.request_inference_duration.observe(inference)
         metrics.request_mean_time_per_token_duration.observe(inference / max(1, self._longest))
         metrics.request_generated_tokens.observe(self.num_tokens)
-        metrics.request_input_length.observe(self.num_prompt_tokens)
+        for prompt in self._prompts:
+            metrics.request_input_length.observe(len(prompt))
         metrics.request_max_new_tokens.observe(max(answer.sequence.request.max_new_tokens for answer in self.answers))
 
     def _log(self, answer: Answer) -> None:

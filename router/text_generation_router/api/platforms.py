@@ -4,7 +4,6 @@ In: HTTP requests. Out: what the route that is meant answers.
 """
 
 import itertools
-import time
 
 from aiohttp import web
 
@@ -12,7 +11,7 @@ from text_generation_router.api.chat import ChatApi
 from text_generation_router.api.completions import CompletionsApi
 from text_generation_router.api.generate import GenerateApi
 from text_generation_router.api.generation import Checked, by_likelihood
-from text_generation_router.api.route import GENERATION_ERRORS, OPENAI_ERRORS, Route, json_response
+from text_generation_router.api.route import ARRIVAL, GENERATION_ERRORS, OPENAI_ERRORS, Route, json_response
 from text_generation_router.api.serving import Serving
 from text_generation_router.errors import ValidationError
 from text_generation_router.schema.body import decode, is_given
@@ -68,7 +67,6 @@ class PlatformsApi:
         ]
 
     async def _invoke(self, http_request: web.Request) -> web.StreamResponse:
-        self._serving.engine.admit()
         data = await self._serving.read_bytes(http_request)
         kind = decode(data, InvocationRequest)
         if is_given(kind.inputs):
@@ -81,15 +79,13 @@ class PlatformsApi:
         raise ValidationError("one of `inputs`, `messages` and `prompt` must be set")
 
     async def _predict(self, http_request: web.Request) -> web.StreamResponse:
-        start_seconds = time.monotonic()
-        self._serving.engine.admit()
         body = await self._serving.read(http_request, VertexRequest)
         if not body.instances:
             raise ValidationError("`instances` cannot be empty")
         instances = [await self._check(instance) for instance in body.instances]
         requests = [request for instance in instances for request in instance.requests]
         checked = Checked(requests, sum(instance.num_characters for instance in instances))
-        with self._serving.generation(checked, start_seconds) as generation:
+        with self._serving.generation(checked, http_request[ARRIVAL]) as generation:
             answers = iter(await generation.finished())
         own = [list(itertools.islice(answers, len(instance.requests))) for instance in instances]
         return json_response(VertexResponse([by_likelihood(each)[0].text for each in own]))

@@ -10,10 +10,12 @@ from typing import Literal
 
 from aiohttp import web
 
+from text_generation_router.api.generation import Arrival
 from text_generation_router.errors import RequestError
 from text_generation_router.schema import body
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+ARRIVAL = web.RequestKey("arrival", Arrival)
 OPENAI_ERRORS = web.RequestKey("openai_errors", bool)  # set where the route alone does not say it
 GENERATION_ERRORS = (400, 401, 408, 413, 422, 424, 429, 500, 503)
 READING_ERRORS = (400, 401, 408, 413, 422, 500, 503)
@@ -38,7 +40,7 @@ class Route:
     @property
     def error_types(self) -> tuple[object, ...]:
         both = (body.ErrorBody, body.OpenAIErrorBody)
-        return both if self.openai_errors is None else both[self.openai_errors : self.openai_errors + 1]
+        return both if self.openai_errors is None else (both[1] if self.openai_errors else both[0],)
 
 
 def error_body(error: RequestError, openai: bool) -> body.ErrorBody | body.OpenAIErrorBody:

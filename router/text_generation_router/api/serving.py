@@ -6,11 +6,10 @@ In: HTTP requests. Out: bodies by their types, the served model and its limits, 
 import asyncio
 import dataclasses
 import importlib.metadata
-import os
 
 from aiohttp import web
 
-from text_generation_router.api.generation import Checked, Generation
+from text_generation_router.api.generation import Arrival, Checked, Generation
 from text_generation_router.chat_template import ChatTemplate
 from text_generation_router.config import RouterConfig
 from text_generation_router.engine import Engine, Limits
@@ -73,9 +72,9 @@ class Serving:
     @property
     def compute_type(self) -> str:
         model, _ = self.served()
-        return os.environ.get("COMPUTE_TYPE") or f"{model.num_shards}-{model.device}"
+        return self.config.compute_type or f"{model.num_shards}-{model.device}"
 
-    def generation(self, checked: Checked, start_seconds: float) -> Generation:
+    def generation(self, checked: Checked, arrival: Arrival) -> Generation:
         """All sequences of one HTTP request, to be used with `with`.
 
         Raises:
@@ -85,4 +84,4 @@ class Serving:
         number, maximum = len(checked.requests), self.config.max_concurrent_requests
         if number > maximum:
             raise ValidationError(f"one request may ask for {maximum} sequences at most. Given: {number}")
-        return Generation(self.engine, self.metrics, checked, start_seconds, self.compute_type)
+        return Generation(self.engine, self.metrics, checked, arrival, self.compute_type)

@@ -3,6 +3,7 @@
 In: a prompt's tokens and generated ones, in order. Out: the lists. Knows nothing of HTTP.
 """
 
+from text_generation_router.api.visible_tokens import VisibleTokens
 from text_generation_router.schema.completions import CompletionLogprobs
 from text_generation_router.sequence import Sequence, TopToken
 from text_generation_router.stream import TokenEvent
@@ -13,6 +14,7 @@ class TokenLogprobs:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._detokenizer = tokenizer.detokenizer()
+        self._visible = VisibleTokens(tokenizer)
         self._offset = 0  # in characters, of the whole text
         self._lists = CompletionLogprobs([], [], [], [])
 
@@ -28,7 +30,8 @@ class TokenLogprobs:
                 self._offset += len(self._text(token_id))
 
     def add_token(self, event: TokenEvent) -> None:
-        self._add(event.token_id, event.logprob, event.top_tokens)
+        for shown in self._visible.push(event):
+            self._add(shown.token_id, shown.logprob, shown.top_tokens)
 
     def take(self) -> CompletionLogprobs:
         """What was added since the last time."""

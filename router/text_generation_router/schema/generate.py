@@ -127,8 +127,11 @@ class InvocationRequest(Struct):
     prompt: Raw | UnsetType = UNSET
 
 
+_INSTANCE = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("GenerateRequest", "ChatRequest")]}
+
+
 class VertexRequest(Struct):
-    instances: list[Raw]
+    instances: Annotated[list[Raw], Meta(extra_json_schema={"items": _INSTANCE})]
 
 
 class VertexResponse(Struct):

@@ -46,7 +46,8 @@ class ScriptedEngine(FakeEngine):
         self.token_ids = self.scripts[0]
 
     def submit(self, requests: list[Request], mailbox: Mailbox) -> list[FakeStream]:
-        self.admit(len(requests))
+        if self.refusal:
+            raise self.refusal
         new = []
         for sequence_id, request in enumerate(requests, start=len(self.streams)):
             speaker = copy.copy(self)

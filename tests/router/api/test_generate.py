@@ -222,8 +222,8 @@ async def test_all_of_several_answers_are_in_the_count(client, engine):
 
 
 @pytest.mark.parametrize("route", ["/generate", "/generate_stream", "/", "/v1/chat/completions", "/v1/completions"])
-async def test_the_compute_type_is_what_the_environment_says(client, monkeypatch, route):
-    monkeypatch.setenv("COMPUTE_TYPE", "2-h200")
+async def test_the_compute_type_is_what_a_flag_says(client_of, route):
+    client = await client_of(compute_type="2-h200")
     body = {"inputs": "A", "prompt": "A", "messages": [{"role": "user", "content": "A"}]}
     assert (await client.post(route, body)).headers["x-compute-type"] == "2-h200"
 

@@ -11,8 +11,9 @@ def rated(tokenizer):
 
 
 def add_text(rated, tokenizer, text):
+    detokenizer = tokenizer.detokenizer()
     for token_id in tokenizer._encode(text, False):
-        rated.add_token(TokenEvent(token_id, "", -0.5, False, []))
+        rated.add_token(TokenEvent(token_id, detokenizer.push(token_id), -0.5, False, []))
 
 
 def test_offsets_count_characters_and_parts_of_one_share_its_place(rated, tokenizer):
@@ -36,7 +37,7 @@ def test_what_was_taken_is_not_there_again_and_offsets_go_on(rated, tokenizer):
 
 def test_a_token_is_among_its_own_alternatives(rated, tokenizer):
     one, two, three = tokenizer._encode("ABC", False)
-    rated.add_token(TokenEvent(one, "", -3.0, False, [(two, -0.5), (three, -1.0)]))
+    rated.add_token(TokenEvent(one, "A", -3.0, False, [(two, -0.5), (three, -1.0)]))
     assert rated.take().top_logprobs == [{"A": -3.0, "B": -0.5, "C": -1.0}]
 
 
