@@ -153,6 +153,7 @@ class Batch:
         decodes = [pair for pair in works if pair[1].length == 1]
         ordered = decodes + [pair for pair in works if pair[1].length > 1]
         token_ids: list[int] = []
+        positions: list[int] = []
         slots: list[int] = []
         sampled_rows: list[int] = []
         prompts: list[PromptRows] = []
@@ -160,10 +161,12 @@ class Batch:
             if sequence.prompt_logprobs:
                 prompts.append(PromptRows.from_work(sequence, work, len(token_ids)))
             token_ids += sequence.token_ids[work.start : work.start + work.length]
+            positions += range(work.start, work.start + work.length)
             slots += _slots(sequence.block_table, work.start, work.length, block_size)
             if work.sample:
                 sampled_rows.append(len(token_ids) - 1)
         context = ForwardContext(
+            positions=torch.tensor(positions, device=device),
             slot_mapping=torch.tensor(slots, device=device),
             block_tables=_padded([sequence.block_table for sequence, _ in ordered], device),
             query_lengths=[work.length for _, work in ordered],

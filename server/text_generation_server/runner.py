@@ -42,9 +42,8 @@ class Runner:
         self.folder = folder
         peak_memory = devices.PeakMemory()
         with devices.returning_freed_memory():
-            self.model, weights = folder.load(device, self.dtype, parallel, config.quantize)
+            self.model, self.weight_bytes_read = folder.load(device, self.dtype, parallel, config.quantize)
         self.peak_loading_bytes = peak_memory.read_bytes()
-        self.weight_bytes_read = weights.bytes_read
         on_cuda = device.type == "cuda"
         self.max_batch_tokens = config.max_batch_tokens or (CUDA_BATCH_TOKENS if on_cuda else CPU_BATCH_TOKENS)
         watermark = Watermark(config.watermark_gamma, config.watermark_delta)

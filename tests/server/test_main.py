@@ -35,12 +35,12 @@ class Outcome:
 def models(random_bloom: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders that are each the random model with one thing wrong."""
     folder = tmp_path_factory.mktemp("broken")
-    broken = {name: folder / name for name in ("no weights", "llama", "cut short", "no config", "other shape")}
+    broken = {name: folder / name for name in ("no weights", "mamba", "cut short", "no config", "other shape")}
     for path in broken.values():
         shutil.copytree(random_bloom, path)
     (broken["no weights"] / "model.safetensors").unlink()
     (broken["no config"] / "config.json").unlink()
-    change_config(broken["llama"], model_type="llama")
+    change_config(broken["mamba"], model_type="mamba")
     change_config(broken["other shape"], hidden_size=128)
     weights = broken["cut short"] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
@@ -124,7 +124,7 @@ def test_a_ready_server_says_so_with_what_it_serves(outcome: Outcome) -> None:
         ("gone", "gone"),
         ("no config", "cannot read"),
         ("no weights", "weights"),
-        ("llama", "model type 'llama' of"),
+        ("mamba", "model type 'mamba' of"),
         ("cut short", "was it cut short?"),
         ("other shape", "expected [300, 128]"),
         ("rank 0 of 3", "8 attention heads cannot be split over 3 shards"),

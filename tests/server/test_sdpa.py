@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from text_generation_server.attention.context import ForwardContext
-from text_generation_server.attention.sdpa import PagedAttention
+from text_generation_server.attention.sdpa import AttentionKind, PagedAttention
 from text_generation_server.kv_cache import KVCache
 from text_generation_server.layers.alibi import alibi_slopes
 
@@ -41,7 +41,9 @@ def make_context(works: list[tuple[Sequence, int]]) -> ForwardContext:
         for position in range(sequence.start, sequence.start + length)
     ]
     width = max(len(sequence.blocks) for sequence, _ in works)
+    positions = [position for sequence, length in works for position in range(sequence.start, sequence.start + length)]
     return ForwardContext(
+        positions=torch.tensor(positions),
         slot_mapping=torch.tensor(slots),
         block_tables=torch.tensor([sequence.blocks + [0] * (width - len(sequence.blocks)) for sequence, _ in works]),
         query_lengths=[length for _, length in works],
@@ -58,12 +60,12 @@ def test_random_chunks_of_random_sequences_in_scattered_blocks_give_plain_attent
     cache = KVCache(1, NUM_BLOCKS, BLOCK_SIZE, NUM_HEADS, HEAD_DIM, torch.float32, torch.device("cpu"))
     for tensor in (cache.keys[0], cache.values[0]):
         tensor.uniform_(-100, 100)  # what other sequences left behind must not be seen
-    attention = PagedAttention(alibi_slopes(NUM_HEADS), SCALE, cache)
+    attention = PagedAttention(cache, NUM_HEADS, alibi_slopes(NUM_HEADS))
     while active := [sequence for sequence in sequences if sequence.start < sequence.data.shape[1]]:
         works = [(sequence, chance.randint(1, min(9, sequence.data.shape[1] - sequence.start))) for sequence in active]
         works.sort(key=lambda work: work[1] > 1)  # decodes first
         packed = torch.cat([s.data[:, s.start : s.start + length] for s, length in works], dim=1)
-        output = attention.bind(make_context(works), torch.float32)(0, *packed)
+        output = attention.bind(make_context(works), torch.float32)(0, *packed, AttentionKind(SCALE))
         expected = torch.cat([s.expected[s.start : s.start + length] for s, length in works])
         torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
         for sequence, length in works:

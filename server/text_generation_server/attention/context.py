@@ -10,6 +10,7 @@ import torch
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ForwardContext:
+    positions: torch.Tensor  # [num_tokens] int64: each token's place in its sequence
     slot_mapping: torch.Tensor  # [num_tokens] int64: where each token's key and value go, block_id * block_size + offset
     block_tables: torch.Tensor  # [num_sequences, max_blocks] int64, padded with block 0
     query_lengths: list[int]  # tokens of each sequence in this batch; 1 for the first num_decodes

@@ -4,6 +4,7 @@ In: queries, keys and values of a packed batch. Out: attended values. Keys and v
 chunks gather theirs one by one; decoding sequences do so in one padded call, or not at all where `sparse` can.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -13,96 +14,145 @@ from text_generation_server.attention import sparse
 from text_generation_server.attention.context import ForwardContext
 from text_generation_server.kv_cache import KVCache
 
-# (layer, query, key, value), each [num_tokens, num_heads, head_dim] → [num_tokens, num_heads, head_dim]
-Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AttentionKind:
+    """How a layer attends. Layers of one model may differ."""
+
+    scale: float
+    window: int | None = None  # a position sees itself and the window - 1 before it
+    softcap: float | None = None  # scores become softcap * tanh(score / softcap)
+
+
+# (layer, query [num_tokens, num_heads, head_dim], key and value [num_tokens, num_kv_heads, head_dim], kind)
+# → [num_tokens, num_heads, head_dim]
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, AttentionKind], torch.Tensor]
 
 
 class PagedAttention:
-    """ALiBi attention (Press et al. 2021, arXiv:2108.12409) over a block cache; `slopes` [num_heads] are this rank's."""
+    """Causal attention over a block cache. Several query heads may share a key-value head, in order. With `slopes`
+    [num_heads], this rank's, it is ALiBi attention (Press et al. 2021, arXiv:2108.12409)."""
 
-    def __init__(self, slopes: torch.Tensor, scale: float, cache: KVCache) -> None:
-        self.slopes = slopes.float()
-        self.scale = scale
+    def __init__(self, cache: KVCache, num_heads: int, slopes: torch.Tensor | None = None) -> None:
         self.cache = cache
+        self.num_heads = num_heads
+        self.slopes = None if slopes is None else slopes.float()
 
     def bind(self, context: ForwardContext, dtype: torch.dtype) -> Attend:
-        """Prepares what all layers of one forward share (the biases) and returns the function that they call."""
+        """Returns the function that all layers of one forward call; layers with the same window share its masks."""
         written = self.cache.rows(context.slot_mapping).flatten()
-        attend_decodes = self._bind_decodes(context, dtype) if context.num_decodes else None
-        prefills = [
-            (row, self._prefill_bias(context.query_lengths[row], context.context_lengths[row]).to(dtype))
-            for row in range(context.num_decodes, len(context.query_lengths))
-        ]
+        masks: dict[int | None, _Masks] = {}
 
-        def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        def attend(
+            layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: AttentionKind
+        ) -> torch.Tensor:
             self.cache.write(layer, written, key, value)
-            parts = []
-            if attend_decodes is not None:
-                parts.append(attend_decodes(layer, query[: context.num_decodes]))
-            start = context.num_decodes
-            for row, bias in prefills:
-                table = context.block_tables[row, : _num_blocks(bias, self.cache)]
-                parts.append(self._attend_prefill(layer, query[start : start + context.query_lengths[row]], table, bias))
-                start += context.query_lengths[row]
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
+            if kind.window not in masks:
+                masks[kind.window] = _Masks(self, context, dtype, kind.window)
+            return masks[kind.window].attend(layer, query, kind)
 
         return attend
 
-    def _bind_decodes(self, context: ForwardContext, dtype: torch.dtype) -> Callable[[int, torch.Tensor], torch.Tensor]:
-        """(layer, query [num_decodes, num_heads, head_dim]) → attended values: one token each, against all of its blocks."""
-        bias = self._decode_bias(context).to(dtype)
-        tables = context.block_tables[: context.num_decodes, : _num_blocks(bias, self.cache)]
-        if sparse.is_supported(dtype, self.slopes.device):
+
+class _Masks:
+    """What a forward's sequences may see within one window, as biases, and attention under them."""
+
+    def __init__(
+        self, attention: PagedAttention, context: ForwardContext, dtype: torch.dtype, window: int | None
+    ) -> None:
+        self.cache = attention.cache
+        self.num_heads = attention.num_heads
+        self.slopes = attention.slopes
+        self.context = context
+        self.window = window
+        self.device = context.slot_mapping.device
+        self.prefill_biases = {
+            row: self._prefill_bias(context.query_lengths[row], context.context_lengths[row]).to(dtype)
+            for row in range(context.num_decodes, len(context.query_lengths))
+        }
+        self.decode_bias = self._decode_bias().to(dtype) if context.num_decodes else None
+        self.sparse_decode: sparse.SparseDecode | None = None
+        if self.decode_bias is not None and sparse.is_supported(dtype, self.device):
             offsets = torch.arange(self.cache.block_size)
-            slots = (tables.unsqueeze(2) * self.cache.block_size + offsets).flatten(1)
-            return sparse.SparseDecode(self.cache.rows(slots), bias, self.scale, self.cache).attend
+            slots = (self._decode_tables.unsqueeze(2) * self.cache.block_size + offsets).flatten(1)
+            self.sparse_decode = sparse.SparseDecode(self.cache.rows(slots), self.decode_bias, self.num_heads, self.cache)
 
-        def attend(layer: int, query: torch.Tensor) -> torch.Tensor:
-            keys = self._gather(self.cache.keys[layer], tables)  # [num_decodes, num_heads, padded_length, head_dim]
-            values = self._gather(self.cache.values[layer], tables)
-            output = F.scaled_dot_product_attention(query.unsqueeze(2), keys, values, attn_mask=bias, scale=self.scale)
-            return output.squeeze(2)
+    def attend(self, layer: int, query: torch.Tensor, kind: AttentionKind) -> torch.Tensor:
+        start, parts = self.context.num_decodes, []
+        if self.decode_bias is not None:
+            parts.append(self._attend_decodes(layer, query[:start], self.decode_bias, kind))
+        for row, bias in self.prefill_biases.items():
+            length = self.context.query_lengths[row]
+            parts.append(self._attend_prefill(layer, query[start : start + length], row, bias, kind))
+            start += length
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-        return attend
+    def _attend_decodes(
+        self, layer: int, query: torch.Tensor, bias: torch.Tensor, kind: AttentionKind
+    ) -> torch.Tensor:
+        """query [num_decodes, num_heads, head_dim]: one token each, against all of its blocks."""
+        if self.sparse_decode is not None and kind.softcap is None:
+            return self.sparse_decode.attend(layer, query, kind.scale)
+        return self._attend(layer, query.unsqueeze(2), self._decode_tables, bias, kind).squeeze(2)
 
-    def _attend_prefill(self, layer: int, query: torch.Tensor, table: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    def _attend_prefill(
+        self, layer: int, query: torch.Tensor, row: int, bias: torch.Tensor, kind: AttentionKind
+    ) -> torch.Tensor:
         """query [length, num_heads, head_dim] of one sequence against its own blocks."""
-        keys = self._gather(self.cache.keys[layer], table.unsqueeze(0))  # [1, num_heads, padded_length, head_dim]
-        values = self._gather(self.cache.values[layer], table.unsqueeze(0))
-        query = query.transpose(0, 1).unsqueeze(0)
-        output = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=self.scale)
-        return output.squeeze(0).transpose(0, 1)
+        table = self.context.block_tables[row : row + 1, : bias.shape[-1] // self.cache.block_size]
+        return self._attend(layer, query.transpose(0, 1).unsqueeze(0), table, bias, kind).squeeze(0).transpose(0, 1)
+
+    def _attend(
+        self, layer: int, query: torch.Tensor, tables: torch.Tensor, bias: torch.Tensor, kind: AttentionKind
+    ) -> torch.Tensor:
+        """query [num_sequences, num_heads, query_length, head_dim] → the same shape."""
+        keys = self._gather(self.cache.keys[layer], tables)  # [num_sequences, num_kv_heads, padded_length, head_dim]
+        values = self._gather(self.cache.values[layer], tables)
+        if kind.softcap is None:
+            is_grouped = keys.shape[1] != self.num_heads
+            return F.scaled_dot_product_attention(
+                query, keys, values, attn_mask=bias, scale=kind.scale, enable_gqa=is_grouped
+            )
+        group = self.num_heads // keys.shape[1]
+        keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+        scores = kind.softcap * torch.tanh(query @ keys.transpose(2, 3) * (kind.scale / kind.softcap)) + bias
+        return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ values
 
     def _gather(self, blocks: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
-        """[num_sequences, num_blocks] of block ids → [num_sequences, num_heads, num_blocks * block_size, head_dim]."""
+        """[num_sequences, num_blocks] of block ids → [num_sequences, num_kv_heads, num_blocks * block_size, head_dim]."""
         num_heads, _, head_dim = blocks.shape[1:]
         heads = torch.arange(num_heads, device=tables.device)
         rows = tables.unsqueeze(1) * num_heads + heads[:, None]  # of the cache as [num_blocks * num_heads, block_size, …]
         return blocks.flatten(0, 1).index_select(0, rows.flatten()).view(len(tables), num_heads, -1, head_dim)
 
-    def _decode_bias(self, context: ForwardContext) -> torch.Tensor:
-        """[num_decodes, num_heads, 1, padded_length]: ALiBi, and -inf past each sequence's end."""
-        lengths = torch.tensor(context.context_lengths[: context.num_decodes], device=self.slopes.device)
-        position = self._positions(max(context.context_lengths[: context.num_decodes]))
-        distance = position[None, :] - (lengths[:, None] - 1)  # <= 0 where the key is visible
-        return self._alibi(distance.unsqueeze(1)).transpose(0, 1)
+    @property
+    def _decode_tables(self) -> torch.Tensor:
+        """[num_decodes, num_blocks]: as many blocks as the longest of them has."""
+        num_positions = len(self._positions(max(self.context.context_lengths[: self.context.num_decodes])))
+        return self.context.block_tables[: self.context.num_decodes, : num_positions // self.cache.block_size]
+
+    def _decode_bias(self) -> torch.Tensor:
+        """[num_decodes, num_heads or 1, 1, padded_length]: -inf where a sequence sees nothing."""
+        context_lengths = self.context.context_lengths[: self.context.num_decodes]
+        lengths = torch.tensor(context_lengths, device=self.device)
+        position = self._positions(max(context_lengths))
+        distance = position[None, :] - (lengths[:, None] - 1)  # <= 0 where the key is not after the query
+        return self._bias(distance.unsqueeze(1)).transpose(0, 1)
 
     def _prefill_bias(self, query_length: int, context_length: int) -> torch.Tensor:
-        """[1, num_heads, query_length, padded_length]: ALiBi, and -inf for keys after the query."""
-        query = torch.arange(context_length - query_length, context_length, device=self.slopes.device)
+        """[1, num_heads or 1, query_length, padded_length]: -inf for keys after the query, or too far before it."""
+        query = torch.arange(context_length - query_length, context_length, device=self.device)
         distance = self._positions(context_length)[None, :] - query[:, None]
-        return self._alibi(distance).unsqueeze(0)
+        return self._bias(distance).unsqueeze(0)
 
-    def _alibi(self, distance: torch.Tensor) -> torch.Tensor:
-        """distance [...] → bias [num_heads, ...]."""
-        slopes = self.slopes.view(-1, *[1] * distance.dim())
-        return (slopes * distance).masked_fill(distance > 0, float("-inf"))
+    def _bias(self, distance: torch.Tensor) -> torch.Tensor:
+        """distance [...] of a key from the query → bias [num_heads or 1, ...]."""
+        hidden = distance > 0 if self.window is None else (distance > 0) | (distance <= -self.window)
+        if self.slopes is None:
+            return torch.zeros(distance.shape, device=self.device).masked_fill(hidden, float("-inf")).unsqueeze(0)
+        return (self.slopes.view(-1, *[1] * distance.dim()) * distance).masked_fill(hidden, float("-inf"))
 
     def _positions(self, length: int) -> torch.Tensor:
         """0, 1, … up to the end of the last block that `length` tokens reach."""
         block_size = self.cache.block_size
-        return torch.arange(-(-length // block_size) * block_size, device=self.slopes.device)
-
-
-def _num_blocks(bias: torch.Tensor, cache: KVCache) -> int:
-    return bias.shape[-1] // cache.block_size
+        return torch.arange(-(-length // block_size) * block_size, device=self.device)

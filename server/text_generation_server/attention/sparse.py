@@ -22,20 +22,21 @@ class SparseDecode:
     """One step's decoding sequences, for all layers. Row r of the pattern is head r % num_heads of sequence r // num_heads;
     its columns are rows of the cache seen as [num_blocks * num_heads * block_size, head_dim]."""
 
-    def __init__(self, rows: torch.Tensor, bias: torch.Tensor, scale: float, cache: KVCache) -> None:
-        """rows [num_sequences, padded_length, num_heads] int64; bias [num_sequences, num_heads, 1, padded_length], -inf where
-        padded."""
-        num_pairs = bias.shape[0] * bias.shape[1]
+    def __init__(self, rows: torch.Tensor, bias: torch.Tensor, num_heads: int, cache: KVCache) -> None:
+        """rows [num_sequences, padded_length, num_kv_heads] int64; bias [num_sequences, num_heads or 1, 1, padded_length],
+        -inf where padded. Neighbouring query heads share a key-value head where there are fewer of these."""
+        rows = rows.transpose(1, 2).repeat_interleave(num_heads // rows.shape[2], dim=1)
+        bias = bias.expand(-1, num_heads, -1, -1)
+        num_pairs = bias.shape[0] * num_heads
         self.cache = cache
-        self.scale = scale
-        self.columns = rows.transpose(1, 2).flatten()
+        self.columns = rows.flatten()
         self.row_ends = torch.arange(0, len(self.columns) + 1, bias.shape[-1])
         self.pattern = _csr(self.row_ends, self.columns, bias.flatten(), (num_pairs, cache.keys[0][..., 0].numel()))
 
-    def attend(self, layer: int, query: torch.Tensor) -> torch.Tensor:
+    def attend(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
         """query [num_sequences, num_heads, head_dim] → the same shape."""
         keys, values = self.cache.keys[layer].flatten(0, 2), self.cache.values[layer].flatten(0, 2)
-        scores = torch.sparse.sampled_addmm(self.pattern, query.flatten(0, 1), keys.t(), alpha=self.scale).values()
+        scores = torch.sparse.sampled_addmm(self.pattern, query.flatten(0, 1), keys.t(), alpha=scale).values()
         weights = scores.view(len(self.row_ends) - 1, -1).softmax(dim=1)
         output = F.embedding_bag(
             self.columns, values, self.row_ends, mode="sum", per_sample_weights=weights.flatten(), include_last_offset=True

@@ -6,16 +6,27 @@ In: a model folder. Out: its description, and the loaded model. Adding a model i
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from text_generation_server.errors import ModelError
+from text_generation_server.errors import ConfigurationError, ModelError
 from text_generation_server.models.bloom import Bloom, BloomConfig
 from text_generation_server.parallel import Parallel
 from text_generation_server.weights import Weights
 
+if TYPE_CHECKING:
+    from text_generation_server.models.transformers_decoder import TransformersDecoder
+
 NATIVE = {"bloom": (BloomConfig, Bloom)}
+# Served through transformers' own modules, each compared with transformers in tests/server/test_transformers_decoder.py.
+ADAPTED = (
+    *("apertus", "arcee", "biogpt", "cohere", "cohere2", "cwm", "ernie4_5", "ernie4_5_moe", "exaone4", "gemma", "gemma2"),
+    *("gemma3_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt_neox", "granite", "granitemoe", "granitemoeshared", "helium"),
+    *("hunyuan_v1_dense", "internlm3", "llama", "ministral", "mistral", "mixtral", "nanochat", "olmo", "olmo2", "olmo3"),
+    *("olmoe", "opt", "persimmon", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3"),
+    *("starcoder2", "vaultgemma"),
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,8 +46,9 @@ class ModelFolder:
             raise ModelError(f"there is no model folder {path}")
         config = _read_json(path / "config.json")
         model_type = config.get("model_type", "")
-        if model_type not in NATIVE:
-            raise ModelError(f"model type {model_type!r} of {path} is not served; served are: {', '.join(NATIVE)}")
+        if model_type not in NATIVE and model_type not in ADAPTED:
+            served = ", ".join([*NATIVE, *ADAPTED])
+            raise ModelError(f"model type {model_type!r} of {path} is not served; served are: {served}")
         generation = path / "generation_config.json"
         eos = config.get("eos_token_id")
         if generation.exists():
@@ -48,21 +60,36 @@ class ModelFolder:
         Raises:
             ConfigurationError: the model does not split over so many shards.
         """
+        if self.model_type in ADAPTED:
+            if world_size > 1:
+                raise ConfigurationError(f"model type {self.model_type!r} runs on one shard only")
+            return
         Parallel(0, world_size).split(self._model_config().num_heads, "attention heads")
 
     def load(
         self, device: torch.device, dtype: torch.dtype, parallel: Parallel, quantize: str | None
-    ) -> tuple[Bloom, Weights]:
-        """This rank's part of the model, every tensor of the checkpoint accounted for.
+    ) -> tuple["Bloom | TransformersDecoder", int]:
+        """This rank's part of the model, every tensor of the checkpoint accounted for, and how many bytes of it were read.
 
         Raises:
             ModelError, ConfigurationError: with one line that says what does not fit.
         """
+        if self.model_type in ADAPTED:
+            return self._load_adapted(device, dtype, quantize)
         _, model_class = NATIVE[self.model_type]
         weights = Weights(self.path, device, dtype, model_class.prefix)
         model = model_class(self._model_config(), weights, parallel, quantize)
         weights.check_all_used()
-        return model, weights
+        return model, weights.bytes_read
+
+    def _load_adapted(
+        self, device: torch.device, dtype: torch.dtype, quantize: str | None
+    ) -> tuple["TransformersDecoder", int]:
+        # Here, because transformers takes seconds to import, and BLOOM does without.
+        from text_generation_server.models.transformers_decoder import TransformersDecoder
+
+        model = TransformersDecoder(self.path, device, dtype, quantize)
+        return model, model.bytes_read
 
     def _model_config(self) -> BloomConfig:
         config_class, _ = NATIVE[self.model_type]

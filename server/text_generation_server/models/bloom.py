@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from text_generation_server.attention.context import ForwardContext
-from text_generation_server.attention.sdpa import Attend, PagedAttention
+from text_generation_server.attention.sdpa import Attend, AttentionKind, PagedAttention
 from text_generation_server.kv_cache import KVCache
 from text_generation_server.layers.alibi import alibi_slopes
 from text_generation_server.layers.embedding import VocabEmbedding, VocabHead
@@ -71,7 +71,7 @@ class Bloom:
         self.ln_f = LayerNorm(weights, "ln_f", config)
 
     def make_attention(self, cache: KVCache) -> PagedAttention:
-        return PagedAttention(self.slopes, self.config.head_dim**-0.5, cache)
+        return PagedAttention(cache, len(self.slopes), self.slopes)
 
     def forward(self, token_ids: torch.Tensor, context: ForwardContext, attention: PagedAttention) -> torch.Tensor:
         """token_ids [num_tokens] → hidden states [num_tokens, hidden_size], before the last layer norm."""
@@ -112,6 +112,7 @@ class BloomLayer:
         dense, down = f"{name}.self_attention.dense", f"{name}.mlp.dense_4h_to_h"
         self.index = layer
         self.head_dim = config.head_dim
+        self.attention_kind = AttentionKind(scale=config.head_dim**-0.5)
         self.residual_after_layer_norm = config.residual_after_layer_norm
         self.input_layernorm = LayerNorm(weights, f"{name}.input_layernorm", config)
         self.query_key_value = load_column_linear(weights, qkv, 3 * hidden, hidden, fused, quantize)
@@ -135,7 +136,7 @@ class BloomLayer:
     def _attention(self, normed: torch.Tensor, attend: Attend) -> torch.Tensor:
         fused = self.query_key_value(normed).view(normed.shape[0], -1, 3, self.head_dim)
         query, key, value = fused.unbind(2)  # [num_tokens, num_heads_local, head_dim] each
-        return self.dense(attend(self.index, query, key, value).flatten(1))
+        return self.dense(attend(self.index, query, key, value, self.attention_kind).flatten(1))
 
 
 class LayerNorm(torch.nn.Module):
