@@ -12,7 +12,7 @@ DEV_SOCKET := /tmp/text-generation-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-server install-router install-launcher run test lint proto server-dev router-dev \
+.PHONY: help install install-server install-router install-launcher run test test-slow lint proto server-dev router-dev \
         run-bloom-560m run-bloom-560m-quantize download-bloom run-bloom run-bloom-quantize load-test smoke-test bench clean
 
 help:  ## what there is to type
@@ -74,6 +74,9 @@ router-dev: .venv/installed-router  ## a router for the ranks of server-dev
 
 test: .venv/installed-dev  ## all tests that need neither GPU nor network
 	@$(BIN)/python -m pytest
+
+test-slow: .venv/installed-dev  ## what `make test` leaves out because it takes long
+	@$(BIN)/python -m pytest -m slow
 
 lint: .venv/installed-dev  ## lint, import order, type check
 	@$(BIN)/ruff check

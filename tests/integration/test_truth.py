@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import itertools
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from reference import Answer, Reference, compare
@@ -55,9 +57,15 @@ def groups(shard_processes: ShardProcesses, embedded_model: Path) -> dict[tuple[
     }
 
 
-@pytest.mark.parametrize("prefix_caching", [True, False], ids=["prefix cache", "no prefix cache"])
-@pytest.mark.parametrize("budget", [16, 512])
-@pytest.mark.parametrize("gib", [FEW_BLOCKS, MANY_BLOCKS], ids=["few blocks", "many blocks"])
+def combinations() -> Iterator[Any]:
+    """Budget, prefix caching and blocks. Four of the eight have every two settings together once; the others take long."""
+    for budget, prefix_caching, gib in itertools.product((16, 512), (True, False), (FEW_BLOCKS, MANY_BLOCKS)):
+        is_needed = (budget == 512) ^ prefix_caching ^ (gib == MANY_BLOCKS)
+        words = (str(budget), "prefix cache" if prefix_caching else "no prefix cache", "few" if gib == FEW_BLOCKS else "many")
+        yield pytest.param(budget, prefix_caching, gib, id=" ".join(words), marks=[] if is_needed else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("budget", "prefix_caching", "gib"), combinations())
 @pytest.mark.parametrize("world_size", [1, 2])
 async def test_a_mixed_batch_answers_like_each_request_alone(
     groups: dict[tuple[int, str], str],

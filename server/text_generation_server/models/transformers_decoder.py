@@ -66,13 +66,11 @@ class TransformersDecoder:
 
 
 class _LinearInPlace(torch.nn.Module):
-    """One of our linears where transformers had one of its own. Models look at the weight's dtype and device at most."""
+    """One of our linears where transformers had one of its own."""
 
-    def __init__(self, linear: Linear, like: torch.nn.Module) -> None:
+    def __init__(self, linear: Linear) -> None:
         super().__init__()
         self.linear = linear
-        self.in_features = getattr(like, "in_features", None)
-        self.out_features = getattr(like, "out_features", None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.linear(x)
@@ -130,7 +128,7 @@ def _replace_linears(model: Any, quantize: str | None) -> int:
             weight = module.weight.t().contiguous() if isinstance(module, Conv1D) else module.weight
             linear = make_linear(weight.detach(), _detached(module.bias), None if module is head else quantize)
             weight_bytes += linear.weight_bytes
-            model.set_submodule(name, _LinearInPlace(linear, module))
+            model.set_submodule(name, _LinearInPlace(linear))
     return weight_bytes
 
 
