@@ -27,6 +27,8 @@ MODEL = Model(
     eos_token_ids=frozenset({2}),
     max_batch_tokens=64,
     vocab_size=340,
+    chunked_prefill=True,
+    prefix_cache=True,
 )
 LIMITS = Limits(max_input_tokens=20, max_total_tokens=32, vocab_size=340)
 LOGPROB = -0.5

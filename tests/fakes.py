@@ -78,11 +78,19 @@ class _SequenceState:
 class FakeDevice:
     """One rank's sequences and KV cache from the first step of a stream on."""
 
-    def __init__(self, block_size: int, num_blocks: int, max_batch_tokens: int, eos_length: int | None = None) -> None:
+    def __init__(
+        self,
+        block_size: int,
+        num_blocks: int,
+        max_batch_tokens: int,
+        eos_length: int | None = None,
+        chunked_prefill: bool = True,
+    ) -> None:
         self.block_size = block_size
         self.num_blocks = num_blocks
         self.max_batch_tokens = max_batch_tokens
         self.eos_length = eos_length
+        self.chunked_prefill = chunked_prefill
         self.num_sampled: collections.Counter[int] = collections.Counter()  # by sequence id
         self.num_computed: collections.Counter[int] = collections.Counter()
         self._next_step_id = 0
@@ -136,6 +144,9 @@ class FakeDevice:
         _check(work.sequence_id in self._states, f"{name} was never added")
         state = self._states[work.sequence_id]
         _check(start < end <= len(state.token_ids), f"{name}: cannot compute [{start}, {end}) of {len(state.token_ids)} tokens")
+        is_whole = start == 0 and end == len(state.token_ids)
+        is_decode = state.num_computed is not None and work.length == 1
+        _check(self.chunked_prefill or is_whole or is_decode, f"{name}: a part of a prompt, [{start}, {end})")
         _check(work.sample == (end == len(state.token_ids)), f"{name}: samples {work.sample} after {end} positions")
         self._give_blocks(work, state)
         _check(end <= len(state.block_table) * self.block_size, f"{name}: position {end - 1} has no block")
@@ -209,6 +220,8 @@ class Script:
     num_blocks: int = 64
     max_positions: int = 128
     max_batch_tokens: int = 64
+    chunked_prefill: bool = True
+    prefix_cache: bool = True
     device: str = "cpu"
     eos_length: int | None = None
     step_seconds: float = 0.0
@@ -268,6 +281,8 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
             vocab_size=340,
             eos_token_ids=[EOS],
             max_batch_tokens=self.script.max_batch_tokens,
+            chunked_prefill=self.script.chunked_prefill,
+            prefix_cache=self.script.prefix_cache,
         )
 
     async def Execute(
@@ -276,7 +291,9 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
         await context.send_initial_metadata(())
         script = self.script
         stream = FakeStream(
-            FakeDevice(script.block_size, script.num_blocks, script.max_batch_tokens, script.eos_length)
+            FakeDevice(
+                script.block_size, script.num_blocks, script.max_batch_tokens, script.eos_length, script.chunked_prefill
+            )
         )
         self.streams.append(stream)
         arrived: asyncio.Queue[Step | None] = asyncio.Queue()

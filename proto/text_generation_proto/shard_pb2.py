@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!text_generation_proto/shard.proto\x12\x12text_generation.v1\"\x11\n\x0f\x44\x65scribeRequest\"\xaf\x03\n\x10\x44\x65scribeResponse\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x12\n\nmodel_type\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x10\n\x08quantize\x18\x05 \x01(\t\x12\x0c\n\x04rank\x18\x06 \x01(\r\x12\x12\n\nworld_size\x18\x07 \x01(\r\x12\x12\n\nshard_urls\x18\x08 \x03(\t\x12\x12\n\nblock_size\x18\t \x01(\r\x12\x12\n\nnum_blocks\x18\n \x01(\r\x12\x15\n\rmax_positions\x18\x0b \x01(\r\x12\x12\n\nvocab_size\x18\x0c \x01(\r\x12\x15\n\reos_token_ids\x18\r \x03(\r\x12\x14\n\x0cweight_bytes\x18\x0e \x01(\x04\x12\x19\n\x11weight_bytes_read\x18\x0f \x01(\x04\x12\x1a\n\x12peak_loading_bytes\x18\x10 \x01(\x04\x12\x0f\n\x07version\x18\x11 \x01(\t\x12\x18\n\x10max_batch_tokens\x18\x12 \x01(\r\x12,\n\x07timings\x18\x13 \x01(\x0b\x32\x1b.text_generation.v1.Timings\"F\n\x07Timings\x12\x11\n\tnum_steps\x18\x01 \x01(\x04\x12\x13\n\x0bstep_micros\x18\x02 \x01(\x04\x12\x13\n\x0bwait_micros\x18\x03 \x01(\x04\"v\n\x04Step\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04\x64rop\x18\x02 \x03(\x04\x12,\n\x03\x61\x64\x64\x18\x03 \x03(\x0b\x32\x1f.text_generation.v1.NewSequence\x12&\n\x04work\x18\x04 \x03(\x0b\x32\x18.text_generation.v1.Work\"\xb2\x01\n\x0bNewSequence\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x38\n\x08sampling\x18\x03 \x01(\x0b\x32&.text_generation.v1.SamplingParameters\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\x16\n\x0enum_top_tokens\x18\x05 \x01(\r\x12\x17\n\x0fprompt_logprobs\x18\x06 \x01(\x08\"\xf3\x03\n\x12SamplingParameters\x12\x11\n\tdo_sample\x18\x01 \x01(\x08\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x02H\x02\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x03\x88\x01\x01\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x08 \x01(\x02H\x05\x88\x01\x01\x12\x16\n\ttypical_p\x18\t \x01(\x02H\x06\x88\x01\x01\x12I\n\nlogit_bias\x18\n \x03(\x0b\x32\x35.text_generation.v1.SamplingParameters.LogitBiasEntry\x12\x11\n\twatermark\x18\x0b \x01(\x08\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x15\n\x13_repetition_penaltyB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x0c\n\n_typical_p\"]\n\x04Work\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0e\n\x06length\x18\x03 \x01(\r\x12\x11\n\tblock_ids\x18\x04 \x03(\r\x12\x0e\n\x06sample\x18\x05 \x01(\x08\"\xb6\x01\n\nStepResult\x12\n\n\x02id\x18\x01 \x01(\x04\x12)\n\x06tokens\x18\x02 \x03(\x0b\x32\x19.text_generation.v1.Token\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x33\n\x07prompts\x18\x04 \x03(\x0b\x32\".text_generation.v1.PromptLogprobs\x12\x16\n\x0e\x66orward_micros\x18\x05 \x01(\r\x12\x15\n\rsample_micros\x18\x06 \x01(\r\"s\n\x0ePromptLogprobs\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\r\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\x15\n\rtop_token_ids\x18\x04 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x05 \x03(\x02\"l\n\x05Token\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x10\n\x08token_id\x18\x02 \x01(\r\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12\x15\n\rtop_token_ids\x18\x04 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x05 \x03(\x02\"\x81\x01\n\x0fGenerateRequest\x12\x0e\n\x06inputs\x18\x01 \x03(\t\x12\x38\n\x08sampling\x18\x02 \x01(\x0b\x32&.text_generation.v1.SamplingParameters\x12\x16\n\x0emax_new_tokens\x18\x03 \x01(\r\x12\x0c\n\x04stop\x18\x04 \x03(\t\"\x81\x01\n\x10GenerateResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12\x10\n\x08token_id\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0f\n\x07logprob\x18\x04 \x01(\x02\x12\x15\n\rfinish_reason\x18\x05 \x01(\t\x12\x16\n\x0egenerated_text\x18\x06 \x01(\t2\x80\x02\n\x05Shard\x12U\n\x08\x44\x65scribe\x12#.text_generation.v1.DescribeRequest\x1a$.text_generation.v1.DescribeResponse\x12G\n\x07\x45xecute\x12\x18.text_generation.v1.Step\x1a\x1e.text_generation.v1.StepResult(\x01\x30\x01\x12W\n\x08Generate\x12#.text_generation.v1.GenerateRequest\x1a$.text_generation.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!text_generation_proto/shard.proto\x12\x12text_generation.v1\"\x11\n\x0f\x44\x65scribeRequest\"\xb6\x04\n\x10\x44\x65scribeResponse\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x12\n\nmodel_type\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x10\n\x08quantize\x18\x05 \x01(\t\x12\x0c\n\x04rank\x18\x06 \x01(\r\x12\x12\n\nworld_size\x18\x07 \x01(\r\x12\x12\n\nshard_urls\x18\x08 \x03(\t\x12\x12\n\nblock_size\x18\t \x01(\r\x12\x12\n\nnum_blocks\x18\n \x01(\r\x12\x15\n\rmax_positions\x18\x0b \x01(\r\x12\x12\n\nvocab_size\x18\x0c \x01(\r\x12\x15\n\reos_token_ids\x18\r \x03(\r\x12\x14\n\x0cweight_bytes\x18\x0e \x01(\x04\x12\x19\n\x11weight_bytes_read\x18\x0f \x01(\x04\x12\x1a\n\x12peak_loading_bytes\x18\x10 \x01(\x04\x12\x0f\n\x07version\x18\x11 \x01(\t\x12\x18\n\x10max_batch_tokens\x18\x12 \x01(\r\x12,\n\x07timings\x18\x13 \x01(\x0b\x32\x1b.text_generation.v1.Timings\x12\x17\n\x0f\x63hunked_prefill\x18\x14 \x01(\x08\x12\x14\n\x0cprefix_cache\x18\x15 \x01(\x08\x12#\n\x16\x64\x65\x63oder_start_token_id\x18\x16 \x01(\rH\x00\x88\x01\x01\x12\x16\n\x0emax_new_tokens\x18\x17 \x01(\rB\x19\n\x17_decoder_start_token_id\"F\n\x07Timings\x12\x11\n\tnum_steps\x18\x01 \x01(\x04\x12\x13\n\x0bstep_micros\x18\x02 \x01(\x04\x12\x13\n\x0bwait_micros\x18\x03 \x01(\x04\"v\n\x04Step\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04\x64rop\x18\x02 \x03(\x04\x12,\n\x03\x61\x64\x64\x18\x03 \x03(\x0b\x32\x1f.text_generation.v1.NewSequence\x12&\n\x04work\x18\x04 \x03(\x0b\x32\x18.text_generation.v1.Work\"\xca\x01\n\x0bNewSequence\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x38\n\x08sampling\x18\x03 \x01(\x0b\x32&.text_generation.v1.SamplingParameters\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\x16\n\x0enum_top_tokens\x18\x05 \x01(\r\x12\x17\n\x0fprompt_logprobs\x18\x06 \x01(\x08\x12\x16\n\x0emax_new_tokens\x18\x07 \x01(\r\"\xf3\x03\n\x12SamplingParameters\x12\x11\n\tdo_sample\x18\x01 \x01(\x08\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x02H\x02\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x03\x88\x01\x01\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x08 \x01(\x02H\x05\x88\x01\x01\x12\x16\n\ttypical_p\x18\t \x01(\x02H\x06\x88\x01\x01\x12I\n\nlogit_bias\x18\n \x03(\x0b\x32\x35.text_generation.v1.SamplingParameters.LogitBiasEntry\x12\x11\n\twatermark\x18\x0b \x01(\x08\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x15\n\x13_repetition_penaltyB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x0c\n\n_typical_p\"]\n\x04Work\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0e\n\x06length\x18\x03 \x01(\r\x12\x11\n\tblock_ids\x18\x04 \x03(\r\x12\x0e\n\x06sample\x18\x05 \x01(\x08\"\xb6\x01\n\nStepResult\x12\n\n\x02id\x18\x01 \x01(\x04\x12)\n\x06tokens\x18\x02 \x03(\x0b\x32\x19.text_generation.v1.Token\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x33\n\x07prompts\x18\x04 \x03(\x0b\x32\".text_generation.v1.PromptLogprobs\x12\x16\n\x0e\x66orward_micros\x18\x05 \x01(\r\x12\x15\n\rsample_micros\x18\x06 \x01(\r\"s\n\x0ePromptLogprobs\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\r\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\x15\n\rtop_token_ids\x18\x04 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x05 \x03(\x02\"l\n\x05Token\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x10\n\x08token_id\x18\x02 \x01(\r\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12\x15\n\rtop_token_ids\x18\x04 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x05 \x03(\x02\"\x81\x01\n\x0fGenerateRequest\x12\x0e\n\x06inputs\x18\x01 \x03(\t\x12\x38\n\x08sampling\x18\x02 \x01(\x0b\x32&.text_generation.v1.SamplingParameters\x12\x16\n\x0emax_new_tokens\x18\x03 \x01(\r\x12\x0c\n\x04stop\x18\x04 \x03(\t\"\x81\x01\n\x10GenerateResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12\x10\n\x08token_id\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0f\n\x07logprob\x18\x04 \x01(\x02\x12\x15\n\rfinish_reason\x18\x05 \x01(\t\x12\x16\n\x0egenerated_text\x18\x06 \x01(\t2\x80\x02\n\x05Shard\x12U\n\x08\x44\x65scribe\x12#.text_generation.v1.DescribeRequest\x1a$.text_generation.v1.DescribeResponse\x12G\n\x07\x45xecute\x12\x18.text_generation.v1.Step\x1a\x1e.text_generation.v1.StepResult(\x01\x30\x01\x12W\n\x08Generate\x12#.text_generation.v1.GenerateRequest\x1a$.text_generation.v1.GenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,29 +36,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEREQUEST']._serialized_start=57
   _globals['_DESCRIBEREQUEST']._serialized_end=74
   _globals['_DESCRIBERESPONSE']._serialized_start=77
-  _globals['_DESCRIBERESPONSE']._serialized_end=508
-  _globals['_TIMINGS']._serialized_start=510
-  _globals['_TIMINGS']._serialized_end=580
-  _globals['_STEP']._serialized_start=582
-  _globals['_STEP']._serialized_end=700
-  _globals['_NEWSEQUENCE']._serialized_start=703
-  _globals['_NEWSEQUENCE']._serialized_end=881
-  _globals['_SAMPLINGPARAMETERS']._serialized_start=884
-  _globals['_SAMPLINGPARAMETERS']._serialized_end=1383
-  _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_start=1219
-  _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_end=1267
-  _globals['_WORK']._serialized_start=1385
-  _globals['_WORK']._serialized_end=1478
-  _globals['_STEPRESULT']._serialized_start=1481
-  _globals['_STEPRESULT']._serialized_end=1663
-  _globals['_PROMPTLOGPROBS']._serialized_start=1665
-  _globals['_PROMPTLOGPROBS']._serialized_end=1780
-  _globals['_TOKEN']._serialized_start=1782
-  _globals['_TOKEN']._serialized_end=1890
-  _globals['_GENERATEREQUEST']._serialized_start=1893
-  _globals['_GENERATEREQUEST']._serialized_end=2022
-  _globals['_GENERATERESPONSE']._serialized_start=2025
-  _globals['_GENERATERESPONSE']._serialized_end=2154
-  _globals['_SHARD']._serialized_start=2157
-  _globals['_SHARD']._serialized_end=2413
+  _globals['_DESCRIBERESPONSE']._serialized_end=643
+  _globals['_TIMINGS']._serialized_start=645
+  _globals['_TIMINGS']._serialized_end=715
+  _globals['_STEP']._serialized_start=717
+  _globals['_STEP']._serialized_end=835
+  _globals['_NEWSEQUENCE']._serialized_start=838
+  _globals['_NEWSEQUENCE']._serialized_end=1040
+  _globals['_SAMPLINGPARAMETERS']._serialized_start=1043
+  _globals['_SAMPLINGPARAMETERS']._serialized_end=1542
+  _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_start=1378
+  _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_end=1426
+  _globals['_WORK']._serialized_start=1544
+  _globals['_WORK']._serialized_end=1637
+  _globals['_STEPRESULT']._serialized_start=1640
+  _globals['_STEPRESULT']._serialized_end=1822
+  _globals['_PROMPTLOGPROBS']._serialized_start=1824
+  _globals['_PROMPTLOGPROBS']._serialized_end=1939
+  _globals['_TOKEN']._serialized_start=1941
+  _globals['_TOKEN']._serialized_end=2049
+  _globals['_GENERATEREQUEST']._serialized_start=2052
+  _globals['_GENERATEREQUEST']._serialized_end=2181
+  _globals['_GENERATERESPONSE']._serialized_start=2184
+  _globals['_GENERATERESPONSE']._serialized_end=2313
+  _globals['_SHARD']._serialized_start=2316
+  _globals['_SHARD']._serialized_end=2572
 # @@protoc_insertion_point(module_scope)

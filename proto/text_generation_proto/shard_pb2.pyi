@@ -11,7 +11,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("model_id", "model_type", "dtype", "device", "quantize", "rank", "world_size", "shard_urls", "block_size", "num_blocks", "max_positions", "vocab_size", "eos_token_ids", "weight_bytes", "weight_bytes_read", "peak_loading_bytes", "version", "max_batch_tokens", "timings")
+    __slots__ = ("model_id", "model_type", "dtype", "device", "quantize", "rank", "world_size", "shard_urls", "block_size", "num_blocks", "max_positions", "vocab_size", "eos_token_ids", "weight_bytes", "weight_bytes_read", "peak_loading_bytes", "version", "max_batch_tokens", "timings", "chunked_prefill", "prefix_cache", "decoder_start_token_id", "max_new_tokens")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_TYPE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,10 @@ class DescribeResponse(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    CHUNKED_PREFILL_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_CACHE_FIELD_NUMBER: _ClassVar[int]
+    DECODER_START_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     model_type: str
     dtype: str
@@ -50,7 +54,11 @@ class DescribeResponse(_message.Message):
     version: str
     max_batch_tokens: int
     timings: Timings
-    def __init__(self, model_id: _Optional[str] = ..., model_type: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., quantize: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., shard_urls: _Optional[_Iterable[str]] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_positions: _Optional[int] = ..., vocab_size: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., weight_bytes: _Optional[int] = ..., weight_bytes_read: _Optional[int] = ..., peak_loading_bytes: _Optional[int] = ..., version: _Optional[str] = ..., max_batch_tokens: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    chunked_prefill: bool
+    prefix_cache: bool
+    decoder_start_token_id: int
+    max_new_tokens: int
+    def __init__(self, model_id: _Optional[str] = ..., model_type: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., quantize: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., shard_urls: _Optional[_Iterable[str]] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_positions: _Optional[int] = ..., vocab_size: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., weight_bytes: _Optional[int] = ..., weight_bytes_read: _Optional[int] = ..., peak_loading_bytes: _Optional[int] = ..., version: _Optional[str] = ..., max_batch_tokens: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., chunked_prefill: _Optional[bool] = ..., prefix_cache: _Optional[bool] = ..., decoder_start_token_id: _Optional[int] = ..., max_new_tokens: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("num_steps", "step_micros", "wait_micros")
@@ -75,20 +83,22 @@ class Step(_message.Message):
     def __init__(self, id: _Optional[int] = ..., drop: _Optional[_Iterable[int]] = ..., add: _Optional[_Iterable[_Union[NewSequence, _Mapping]]] = ..., work: _Optional[_Iterable[_Union[Work, _Mapping]]] = ...) -> None: ...
 
 class NewSequence(_message.Message):
-    __slots__ = ("id", "token_ids", "sampling", "num_prompt_tokens", "num_top_tokens", "prompt_logprobs")
+    __slots__ = ("id", "token_ids", "sampling", "num_prompt_tokens", "num_top_tokens", "prompt_logprobs", "max_new_tokens")
     ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_TOP_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     id: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     sampling: SamplingParameters
     num_prompt_tokens: int
     num_top_tokens: int
     prompt_logprobs: bool
-    def __init__(self, id: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., num_prompt_tokens: _Optional[int] = ..., num_top_tokens: _Optional[int] = ..., prompt_logprobs: _Optional[bool] = ...) -> None: ...
+    max_new_tokens: int
+    def __init__(self, id: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., num_prompt_tokens: _Optional[int] = ..., num_top_tokens: _Optional[int] = ..., prompt_logprobs: _Optional[bool] = ..., max_new_tokens: _Optional[int] = ...) -> None: ...
 
 class SamplingParameters(_message.Message):
     __slots__ = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "frequency_penalty", "presence_penalty", "typical_p", "logit_bias", "watermark")

@@ -37,6 +37,8 @@ class Limits:
     max_input_tokens: int
     max_total_tokens: int
     vocab_size: int
+    max_new_tokens: int | None = None  # None: what the prompt leaves
+    decoder_start_token_id: int | None = None  # set where a prompt is read and not continued
 
 
 class Place:
@@ -190,11 +192,13 @@ class Engine:
 
     def _adopt(self, model: Model) -> None:
         """Sizes everything after what the shards have; what waits from before a restart goes on waiting."""
-        budget = min(self._config.max_batch_prefill_tokens or model.max_batch_tokens, model.max_batch_tokens)
         self.model, self.limits = model, limits(self._config, model)
+        budget = self._token_budget(model, self.limits)
         self._metrics.size_tokens(self.limits.max_input_tokens, self.limits.max_total_tokens)
         if self._scheduler is None:
-            self._scheduler = Scheduler(self._block_manager(model), budget, self._config.max_batch_size)
+            self._scheduler = Scheduler(
+                self._block_manager(model), budget, self._config.max_batch_size, model.chunked_prefill
+            )
         else:
             self._scheduler.interrupt(self._block_manager(model))
             self._scheduler.max_batch_tokens = budget
@@ -220,7 +224,12 @@ class Engine:
                 stream.fail(GenerationFailed(f"the restarted shards hold only {max_total_tokens} tokens of a request"))
 
     def _block_manager(self, model: Model) -> BlockManager:
-        return BlockManager(model.num_blocks, model.block_size, self._config.prefix_caching)
+        return BlockManager(model.num_blocks, model.block_size, self._config.prefix_caching and model.prefix_cache)
+
+    def _token_budget(self, model: Model, limits: Limits) -> int:
+        """Of a step. What cannot be computed in parts must fit as a whole, also with what it has generated so far."""
+        budget = min(self._config.max_batch_prefill_tokens or model.max_batch_tokens, model.max_batch_tokens)
+        return budget if model.chunked_prefill else max(budget, limits.max_total_tokens)
 
     async def _drive(self, shards: ShardGroup) -> None:
         assert self._scheduler is not None, "driven before adopted: this is a bug"
@@ -312,4 +321,10 @@ def limits(config: RouterConfig, model: Model) -> Limits:
     total = min(config.max_total_tokens or most, most)
     if config.max_total_tokens and config.max_total_tokens > total:
         logger.warning("max_total_tokens=%d is more than the shards hold; using %d", config.max_total_tokens, total)
-    return Limits(min(config.max_input_tokens or total, total - 1), total, model.vocab_size)
+    return Limits(
+        max_input_tokens=min(config.max_input_tokens or total, total - 1),
+        max_total_tokens=total,
+        vocab_size=model.vocab_size,
+        max_new_tokens=model.max_new_tokens,
+        decoder_start_token_id=model.decoder_start_token_id,
+    )

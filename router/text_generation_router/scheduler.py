@@ -48,11 +48,19 @@ class Step:
 class Scheduler:
     """First come, first served, by `Sequence.id`. The newest sequence gives way when blocks run out."""
 
-    def __init__(self, block_manager: BlockManager, max_batch_tokens: int, max_batch_size: int | None = None) -> None:
-        """A step computes at most `max_batch_tokens`, of at most `max_batch_size` sequences."""
+    def __init__(
+        self,
+        block_manager: BlockManager,
+        max_batch_tokens: int,
+        max_batch_size: int | None = None,
+        chunked_prefill: bool = True,
+    ) -> None:
+        """A step computes at most `max_batch_tokens`, of at most `max_batch_size` sequences. Without `chunked_prefill` a
+        prompt is computed in one step, or not yet: one step must hold the longest."""
         self.block_manager = block_manager
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_size = max_batch_size
+        self.chunked_prefill = chunked_prefill
         self.waiting: collections.deque[Sequence] = collections.deque()
         self.running: list[Sequence] = []  # in order of id
         self.in_flight: collections.deque[Step] = collections.deque()
@@ -145,6 +153,8 @@ class Scheduler:
     def _admit(self, step: Step, budget: int) -> None:
         while budget and self.waiting and len(self.running) != self.max_batch_size:
             sequence = self.waiting[0]
+            if not self.chunked_prefill and len(sequence.token_ids) > budget:
+                return
             if sequence.num_pending or not self._start(sequence):
                 return
             self.waiting.popleft()

@@ -41,6 +41,7 @@ class Request:
     keep_stop: bool = True  # whether a stop sequence stays in the text that it ends
     num_top_tokens: int = 0  # alternatives wanted at each position
     prompt_logprobs: bool = False  # whether the prompt's own tokens are to be rated
+    shown_start_token_id: int | None = None  # what a decoder begins with, where that is wanted instead
 
 
 class Status(enum.Enum):

@@ -44,6 +44,10 @@ class Model:
     max_batch_tokens: int
     vocab_size: int
     eos_token_ids: frozenset[int]
+    chunked_prefill: bool  # whether a prompt may be computed in parts
+    prefix_cache: bool  # whether a sequence may begin with another one's blocks
+    decoder_start_token_id: int | None = None  # set where an encoder reads the prompt: what the decoder begins with
+    max_new_tokens: int | None = None  # of a decoder with positions of its own
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -210,6 +214,10 @@ def _model(descriptions: list[shard_pb2.DescribeResponse]) -> Model:
         vocab_size=first.vocab_size,
         max_batch_tokens=min(description.max_batch_tokens for description in descriptions),
         eos_token_ids=frozenset(first.eos_token_ids),
+        chunked_prefill=first.chunked_prefill,
+        prefix_cache=first.prefix_cache,
+        decoder_start_token_id=first.decoder_start_token_id if first.HasField("decoder_start_token_id") else None,
+        max_new_tokens=first.max_new_tokens or None,
     )
 
 
@@ -235,6 +243,7 @@ def _sequence_message(sequence: Sequence) -> shard_pb2.NewSequence:
         sampling=_sampling_message(sequence.request.sampling),
         num_top_tokens=sequence.request.num_top_tokens,
         prompt_logprobs=sequence.request.prompt_logprobs,
+        max_new_tokens=sequence.request.max_new_tokens,
     )
 
 

@@ -73,6 +73,9 @@ class Validation:
         token_ids = await self._token_ids(prompt, parameters.truncate, limits)
         max_new_tokens = _max_new_tokens(len(token_ids), parameters.max_new_tokens, limits)
         _refuse_unsupported(parameters)
+        start_token_id = limits.decoder_start_token_id
+        if parameters.decoder_input_details and openai and start_token_id is not None:
+            raise ValidationError("`echo` with `logprobs` is not supported: this model reads a prompt, and does not say it")
         return Request(
             token_ids,
             max_new_tokens,
@@ -80,7 +83,8 @@ class Validation:
             stop=tuple(parameters.stop),
             keep_stop=openai is None,
             num_top_tokens=num_top_tokens,
-            prompt_logprobs=parameters.decoder_input_details,
+            prompt_logprobs=parameters.decoder_input_details and start_token_id is None,
+            shown_start_token_id=start_token_id if parameters.decoder_input_details else None,
         )
 
     def _check_best_of(self, best_of: int | None) -> None:
@@ -248,4 +252,7 @@ def _max_new_tokens(num_input_tokens: int, asked: int | None, limits: Limits) ->
     maximum = limits.max_input_tokens
     if num_input_tokens > maximum:
         raise ValidationError(f"`inputs` must have less than {maximum} tokens. Given: {num_input_tokens}")
-    return limits.max_total_tokens - num_input_tokens if asked is None else asked
+    most = min(limits.max_total_tokens - num_input_tokens, limits.max_new_tokens or limits.max_total_tokens)
+    if asked is not None and asked > most:
+        raise ValidationError(f"`max_new_tokens` must be <= {most}. Given: {asked}")
+    return most if asked is None else asked

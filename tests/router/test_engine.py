@@ -512,6 +512,21 @@ async def test_without_prefix_caching_every_prompt_is_computed_whole(uds_path, t
         assert [shards.works(sequence_id)[0].start for sequence_id in range(2)] == [0, 0]
 
 
+async def test_a_model_that_cannot_share_prefixes_computes_every_prompt_whole(uds_path, tokenizer):
+    async with serving(uds_path, tokenizer, Script(prefix_cache=False)) as (engine, shards):
+        for _ in range(2):
+            assert await read_ids(submit(engine, PROMPT, 5)) == answer(PROMPT, 5)
+        assert [shards.works(sequence_id)[0].start for sequence_id in range(2)] == [0, 0]
+
+
+async def test_a_model_that_takes_no_part_of_a_prompt_gets_each_whole_whatever_the_budget(uds_path, tokenizer):
+    script = Script(num_blocks=12, max_batch_tokens=128, chunked_prefill=False, prefix_cache=False)
+    prompts = [[50 + number] * (5 * number + 1) for number in range(5)]
+    async with serving(uds_path, tokenizer, script, max_batch_prefill_tokens=5) as (engine, _):
+        streams = [submit(engine, prompt, 20) for prompt in prompts]
+        assert [await read_ids(stream) for stream in streams] == [answer(prompt, 20) for prompt in prompts]
+
+
 async def test_a_long_prompt_does_not_stop_the_streams_that_run(uds_path, tokenizer):
     async with serving(uds_path, tokenizer, Script(step_seconds=0.001), max_batch_prefill_tokens=5) as (engine, shards):
         running = submit(engine, [50], 60)

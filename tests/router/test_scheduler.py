@@ -22,9 +22,14 @@ def num_generated(sequence: Sequence) -> int:
 
 
 def scheduler(
-    num_blocks: int = 20, max_batch_tokens: int = 16, prefix_caching: bool = True, max_batch_size: int | None = None
+    num_blocks: int = 20,
+    max_batch_tokens: int = 16,
+    prefix_caching: bool = True,
+    max_batch_size: int | None = None,
+    chunked_prefill: bool = True,
 ) -> Scheduler:
-    return Scheduler(BlockManager(num_blocks, BLOCK_SIZE, prefix_caching), max_batch_tokens, max_batch_size)
+    blocks = BlockManager(num_blocks, BLOCK_SIZE, prefix_caching)
+    return Scheduler(blocks, max_batch_tokens, max_batch_size, chunked_prefill)
 
 
 def add(
@@ -77,6 +82,25 @@ def test_a_running_sequence_gets_its_token_before_any_prompt():
     add(busy, 1, [3] * 20)
     assert plan(busy.schedule()) == [(0, 2, 1, True), (1, 0, 4, False)]
     assert plan(busy.schedule()) == [(0, 3, 1, True), (1, 4, 4, False)]
+
+
+def test_prompts_that_cannot_be_cut_start_when_a_step_holds_them_and_nobody_overtakes():
+    whole = scheduler(max_batch_tokens=10, chunked_prefill=False)
+    add(whole, 0, [1] * 6, max_new_tokens=2)
+    add(whole, 1, [2] * 9, max_new_tokens=2)
+    add(whole, 2, [3] * 2)
+    assert plan(whole.schedule()) == [(0, 0, 6, True)]
+    assert plan(whole.schedule()) == [(0, 6, 1, True), (1, 0, 9, True)]
+    assert plan(whole.schedule()) == [(1, 9, 1, True), (2, 0, 2, True)]
+
+
+def test_a_prompt_as_long_as_the_budget_starts_when_nobody_else_runs():
+    whole = scheduler(max_batch_tokens=10, chunked_prefill=False)
+    add(whole, 0, [1], max_new_tokens=5)
+    add(whole, 1, [2] * 10)
+    run_alone = [plan(whole.schedule()) for _ in range(5)]
+    assert [work[0] for step in run_alone for work in step] == [0] * 5
+    assert plan(whole.schedule()) == [(1, 0, 10, True)]
 
 
 def test_when_the_budget_is_smaller_than_the_batch_the_oldest_go_first():
@@ -377,12 +401,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_caching=st.booleans(),
         eos_length=st.none() | st.integers(4, 12),
         max_batch_size=st.none() | st.integers(1, 3),
+        chunked_prefill=st.sampled_from([True, True, False]),
     )
-    def begin(self, num_blocks, block_size, max_batch_tokens, depth, prefix_caching, eos_length, max_batch_size=None):
+    def begin(
+        self,
+        num_blocks,
+        block_size,
+        max_batch_tokens,
+        depth,
+        prefix_caching,
+        eos_length,
+        max_batch_size=None,
+        chunked_prefill=True,
+    ):
         self.num_blocks, self.block_size, self.max_batch_tokens = num_blocks, block_size, max_batch_tokens
-        self.depth, self.prefix_caching, self.eos_length = depth, prefix_caching, eos_length
-        self.max_batch_size = max_batch_size
-        self.scheduler = Scheduler(self._block_manager(), max_batch_tokens, max_batch_size)
+        self.depth, self.prefix_caching, self.eos_length = depth, prefix_caching and chunked_prefill, eos_length
+        self.max_batch_size, self.chunked_prefill = max_batch_size, chunked_prefill
+        if not chunked_prefill:
+            self.max_batch_tokens = max(max_batch_tokens, num_blocks * block_size)
+        self.scheduler = Scheduler(self._block_manager(), self.max_batch_tokens, max_batch_size, chunked_prefill)
         self.sequences: list[Sequence] = []
         self.given_up: set[int] = set()
         self._new_device()
@@ -513,7 +550,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         return BlockManager(self.num_blocks, self.block_size, self.prefix_caching)
 
     def _new_device(self) -> None:
-        self.device = FakeDevice(self.block_size, self.num_blocks, self.max_batch_tokens, self.eos_length)
+        self.device = FakeDevice(
+            self.block_size, self.num_blocks, self.max_batch_tokens, self.eos_length, self.chunked_prefill
+        )
         self.results: collections.deque[shard_pb2.StepResult] = collections.deque()
 
 

@@ -70,6 +70,7 @@ async def test_the_model_is_what_rank_0_says_with_the_least_that_any_rank_has(ud
     assert (model.model_id, model.model_type, model.dtype, model.device) == ("fake", "bloom", "float32", "cpu")
     assert (model.quantize, model.eos_token_ids) == (None, {EOS})
     assert (model.block_size, model.max_positions, model.vocab_size) == (4, 128, 340)
+    assert model.chunked_prefill and model.prefix_cache
 
 
 async def test_a_step_reaches_every_rank_as_it_was_made_and_rank_0_answers(uds_path):

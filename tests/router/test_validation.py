@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 
 import pytest
 
@@ -13,6 +14,7 @@ from text_generation_router.validation import OpenAIParameters, Prompt, Validati
 
 NUM_AAAA = 4  # tokens of "AAAA": the tokenizers never saw two of the letter, so it has no merges
 NO_WISHES = OpenAIParameters()
+WITH_ENCODER = dataclasses.replace(LIMITS, max_new_tokens=8, decoder_start_token_id=7)
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +32,9 @@ def validation(tokenizer):
     return Validation(tokenizer, RouterConfig(tokenizer_path=""))
 
 
-def check(validation, prompt="AAAA", openai=None, streamed=False, **parameters) -> Request:
+def check(validation, prompt="AAAA", openai=None, streamed=False, limits=LIMITS, **parameters) -> Request:
     prompt = Prompt(prompt) if isinstance(prompt, str) else Prompt(token_ids=prompt)
-    return asyncio.run(validation.check(prompt, GenerateParameters(**parameters), LIMITS, openai, streamed=streamed))
+    return asyncio.run(validation.check(prompt, GenerateParameters(**parameters), limits, openai, streamed=streamed))
 
 
 # What each route refuses, and in which words, is in api/test_refusals.py.
@@ -182,3 +184,18 @@ def test_special_tokens_are_added_unless_a_chat_template_put_its_own(tmp_path, a
     request = asyncio.run(validation.check(prompt, GenerateParameters(), LIMITS))
     tokenizer.close()
     assert (request.prompt_token_ids[0] == 1) is add and request.prompt_token_ids.count(1) == add
+
+
+def test_a_decoder_with_positions_of_its_own_says_no_more_than_it_has(validation):
+    assert check(validation, limits=WITH_ENCODER).max_new_tokens == 8
+    assert check(validation).max_new_tokens == LIMITS.max_total_tokens - NUM_AAAA
+    with pytest.raises(ValidationError, match=r"`max_new_tokens` must be <= 8\. Given: 9"):
+        check(validation, limits=WITH_ENCODER, max_new_tokens=9)
+
+
+def test_what_a_decoder_begins_with_is_shown_instead_of_a_prompt_that_is_only_read(validation):
+    request = check(validation, limits=WITH_ENCODER, decoder_input_details=True)
+    assert (request.prompt_logprobs, request.shown_start_token_id) == (False, 7)
+    assert check(validation, limits=WITH_ENCODER).shown_start_token_id is None
+    with pytest.raises(ValidationError, match="`echo` with `logprobs` is not supported"):
+        check(validation, limits=WITH_ENCODER, openai=NO_WISHES, decoder_input_details=True)

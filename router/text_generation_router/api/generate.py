@@ -86,10 +86,11 @@ class GenerateApi:
         return await self.answer_compat(http_request, body)
 
     async def answer_compat(self, http_request: web.Request, body: CompatGenerateRequest) -> web.StreamResponse:
-        """Where the Hub's own API was, the prompt is part of the answer unless a client says otherwise."""
+        """Where the Hub's own API was, the prompt is part of the answer unless a client says otherwise, or the answer is not
+        what follows on it."""
         parameters = body.parameters or GenerateParameters()
         if parameters.return_full_text is None:
-            parameters.return_full_text = True
+            parameters.return_full_text = self._serving.limits.decoder_start_token_id is None
         if body.stream:
             return await self._stream(http_request, body.inputs, parameters)
         response, headers = await self._answer(http_request, body.inputs, parameters)
@@ -183,6 +184,8 @@ def _stream_details(answer: Answer) -> StreamDetails:
 
 def _prefill(answer: Answer, tokenizer: Tokenizer) -> list[PrefillToken]:
     request = answer.sequence.request
+    if (start := request.shown_start_token_id) is not None:
+        return [PrefillToken(start, tokenizer.token_text(start), None)]
     if not request.prompt_logprobs:
         return []
     scores = answer.sequence.prompt_scores

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from text_generation_router import errors
@@ -119,6 +121,14 @@ async def test_decoder_input_details_bring_details_and_rate_the_prompt(client, e
     assert [token["text"] for token in details["prefill"]] == ["A", "A", "B", "C"]
     assert [token["logprob"] for token in details["prefill"]] == [None, -0.75, -0.75, -0.75]
     assert details["prefill"][0] == {"id": engine.requests[0].prompt_token_ids[0], "text": "A", "logprob": None}
+
+
+async def test_a_prompt_that_is_only_read_is_neither_rated_nor_a_part_of_the_answer(client, engine):
+    engine.limits = dataclasses.replace(engine.limits, decoder_start_token_id=engine.token_ids[0])
+    answer = await whole(client, "/generate", "AABC", decoder_input_details=True)
+    assert [(token["id"], token["logprob"]) for token in answer["details"]["prefill"]] == [(engine.token_ids[0], None)]
+    assert (await whole(client, "/", "AABC"))["generated_text"] == answer["generated_text"]
+    assert (await whole(client, "/", "AABC", return_full_text=True))["generated_text"] == "AABC" + answer["generated_text"]
 
 
 @pytest.mark.parametrize("route", WHOLE)
