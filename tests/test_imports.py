@@ -22,6 +22,8 @@ FORBIDDEN = [
     ("launcher", {"torch", "transformers", "numpy", "aiohttp", "msgspec", "tokenizers", "grpc", *PROTOBUF}),
     ("server.layers", {"server.models", "server.runner", "server.service"}),
     ("server.attention", {"server.models", "server.runner", "server.service"}),
+    ("server.models", {"server.batch", "server.runner", "server.service", "server.generation"}),
+    ("server.models.contract", {"transformers"}),
     ("server.parallel", {"server.layers", "server.attention", "server.models", "server.runner", "server.service"}),
 ]
 

@@ -15,7 +15,10 @@ SERVE = """Serve one rank of a model over gRPC on a Unix socket. The launcher st
 it alone, `serve models/tiny-bloom` is enough. Several ranks find each other by --rank, --world-size and
 --master-addr/-port."""
 DOWNLOAD = """Get a model's weights from the hub and print their folder. Checkpoints that have only .bin files are converted
-to safetensors once. A local folder is used in place. HF_TOKEN opens private models, HF_HUB_OFFLINE=1 uses the cache only."""
+to safetensors once, and so are GGUF files, into a folder of their own. A local folder is used in place. HF_TOKEN opens
+private models, HF_HUB_OFFLINE=1 uses the cache only."""
+
+MODELS = """Print the table of model types that were served and compared with transformers' own answers, as Markdown."""
 
 
 def main() -> None:
@@ -24,14 +27,18 @@ def main() -> None:
     serve = commands.add_parser("serve", help="serve one rank of a model", description=SERVE)
     flags.add_flags(ShardConfig, serve)
     download = commands.add_parser("download-weights", help="get a model's weights", description=DOWNLOAD)
-    download.add_argument("model_id", metavar="MODEL_ID", help="name on the hub, or a local folder")
+    download.add_argument("model_id", metavar="MODEL_ID", help="name on the hub, a local folder, or a GGUF file")
     download.add_argument("--revision", help="branch, tag or commit; the default is the main branch")
+    download.add_argument("--trust-remote-code", action="store_true", help="get the model's Python files too")
+    commands.add_parser("models", help="print which model types are served, and how they were checked", description=MODELS)
     namespace = parser.parse_args()
     try:
         if namespace.command == "serve":
             code = _serve(flags.from_namespace(ShardConfig, serve, namespace))
+        elif namespace.command == "models":
+            code = _print_models()
         else:
-            code = _download(namespace.model_id, namespace.revision)
+            code = _download(namespace.model_id, namespace.revision, namespace.trust_remote_code)
     except KeyboardInterrupt:
         code = 0
     except Exception:
@@ -54,24 +61,32 @@ def _serve(config: ShardConfig) -> int:
     from text_generation_server.service import serve
 
     try:
-        runner = load_runner(config, download_weights(config.model_id, config.revision))
+        folder = download_weights(config.model_id, config.revision, config.trust_remote_code)
+        runner = load_runner(config, folder)
         return asyncio.run(serve(config, runner))
     except ShardError as error:
         logging.getLogger(__name__).error("Error: %s", error)
         return 1
 
 
-def _download(model_id: str, revision: str | None) -> int:
+def _download(model_id: str, revision: str | None, with_code: bool) -> int:
     logs.configure("download", json_output=False)
     from text_generation_server.download import download_weights
     from text_generation_server.errors import ShardError
 
     try:
-        print(download_weights(model_id, revision))
+        print(download_weights(model_id, revision, with_code))
         return 0
     except ShardError as error:
         logging.getLogger(__name__).error("Error: %s", error)
         return 1
+
+
+def _print_models() -> int:
+    from text_generation_server.model_table import ModelTable
+
+    print(ModelTable.read().markdown())
+    return 0
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 
 from text_generation_proto.shard_pb2 import NewSequence, SamplingParameters, Step, Work
 from text_generation_server.attention.context import ForwardContext
+from text_generation_server.decoding import Decoding
 from text_generation_server.errors import StepError
 
 
@@ -79,22 +80,35 @@ class SequenceState:
     num_prompt_tokens: int
     num_top_tokens: int = 0
     prompt_logprobs: bool = False
+    max_new_tokens: int = 0  # 0: unknown
+    start_token_id: int | None = None  # what a decoder begins with where the prompt is not its own
     block_table: list[int] = dataclasses.field(default_factory=list)
 
     @classmethod
-    def from_proto(cls, message: NewSequence) -> "SequenceState":
+    def from_proto(cls, message: NewSequence, decoding: Decoding | None) -> "SequenceState":
         return cls(
             id=message.id,
             token_ids=list(message.token_ids),
             sampling=Sampling.from_proto(message.sampling),
             num_prompt_tokens=message.num_prompt_tokens or len(message.token_ids),
             num_top_tokens=message.num_top_tokens,
-            prompt_logprobs=message.prompt_logprobs,
+            prompt_logprobs=message.prompt_logprobs and decoding is None,  # nobody says a prompt that is only read
+            max_new_tokens=message.max_new_tokens,
+            start_token_id=decoding.start_token_id if decoding else None,
         )
 
     @property
     def generated(self) -> list[int]:
         return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def said(self) -> list[int]:
+        """The tokens that the next one is said after, which watermark and penalties look at."""
+        return self.token_ids if self.start_token_id is None else [self.start_token_id, *self.generated]
 
     def check_new(self, vocab_size: int) -> None:
         """
@@ -172,6 +186,8 @@ class Batch:
             query_lengths=[work.length for _, work in ordered],
             context_lengths=[work.start + work.length for _, work in ordered],
             num_decodes=len(decodes),
+            sequence_ids=[sequence.id for sequence, _ in ordered],
+            prompt_lengths=[sequence.num_prompt_tokens for sequence, _ in ordered],
         )
         return cls(
             token_ids=torch.tensor(token_ids, device=device),
@@ -185,13 +201,25 @@ class Batch:
 class Sequences:
     """All sequences a driver has added and not dropped; applies a step's difference."""
 
-    def __init__(self, block_size: int, num_blocks: int, max_batch_tokens: int, vocab_size: int) -> None:
+    def __init__(
+        self,
+        block_size: int,
+        num_blocks: int,
+        max_batch_tokens: int,
+        vocab_size: int,
+        decoding: Decoding | None = None,
+    ) -> None:
         self.block_size = block_size
         self.num_blocks = num_blocks
         self.max_batch_tokens = max_batch_tokens
         self.vocab_size = vocab_size
+        self.decoding = decoding
         self._states: dict[int, SequenceState] = {}
         self._failed: set[int] = set()
+
+    @property
+    def ids(self) -> list[int]:
+        return list(self._states)
 
     def apply(self, step: Step) -> list[tuple[SequenceState, Work]]:
         """Drops, adds, hands out blocks; returns the work to be done. Sequences of a failed step are passed over until
@@ -206,7 +234,7 @@ class Sequences:
         for message in step.add:
             if message.id in self._states:
                 raise StepError(f"sequence {message.id} is added twice")
-            state = SequenceState.from_proto(message)
+            state = SequenceState.from_proto(message, self.decoding)
             state.check_new(self.vocab_size)
             self._states[message.id] = state
         if sum(work.length for work in step.work) > self.max_batch_tokens:

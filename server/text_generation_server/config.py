@@ -14,7 +14,9 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ShardConfig:
-    model_id: str = flag(positional=True, help="A model's folder, or its name on the hub (download-weights gets it).")
+    model_id: str = flag(
+        positional=True, help="A model's folder, a GGUF file, or a model's name on the hub (download-weights gets it)."
+    )
     revision: str | None = flag(None, help="Branch, tag or commit of a hub model. Unset: main.")
     shard_uds_path: str = flag(
         "/tmp/text-generation-server",
@@ -25,6 +27,12 @@ class ShardConfig:
         choices=QUANTIZE_KINDS,
         help="Store the layers' weights in 8 bits (bitsandbytes: LLM.int8) or 4 (-nf4, -fp4): less memory, a little less "
         "exact. Unset: the checkpoint's weights in --dtype.",
+    )
+    trust_remote_code: bool = flag(
+        False,
+        help="Run the Python files of a model whose config.json names some (auto_map). They can do whatever this process "
+        "may: read files, open connections, change anything. Only for models whose code you have read, at a --revision that "
+        "is a commit. Unset: such models are refused.",
     )
     dtype: str | None = flag(
         None,
@@ -48,7 +56,8 @@ class ShardConfig:
     max_batch_tokens: int | None = flag(
         None,
         env="MAX_BATCH_PREFILL_TOKENS",
-        help="Most tokens of one step; a router's token budget must not exceed it. Unset: 4096 on CUDA, 512 on CPU.",
+        help="Most tokens of one step; a router's token budget must not exceed it. Also the longest text of a model that takes "
+        "prompts as a whole only. Unset: 4096 on CUDA, 512 on CPU; for such models as many as they have positions, up to 4096.",
     )
     num_threads: int | None = flag(
         None,

@@ -15,6 +15,7 @@ import torch
 
 SMALL_MODEL_BYTES = 64 * 2**20
 M_MMAP_THRESHOLD = -3  # mallopt(3)
+M_TRIM_THRESHOLD = -1
 BFLOAT16_UNITS = {"avx512_bf16", "amx_bf16"}
 
 
@@ -78,6 +79,8 @@ def returning_freed_memory() -> Iterator[None]:
         yield
     finally:
         set_option(M_MMAP_THRESHOLD, 32 * 1024 * 1024)
+        # What a layer frees, the next one takes again: given back to the system, every page would cost a fault.
+        set_option(M_TRIM_THRESHOLD, 64 * 1024 * 1024)
 
 
 class Laps:

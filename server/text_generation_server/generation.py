@@ -41,7 +41,8 @@ class Generation:
     def __init__(self, request: GenerateRequest, runner: Runner, tokenizer: Tokenizer) -> None:
         """
         Raises:
-            StepError: empty inputs or stop sequences, a parameter out of range, or more tokens than the KV cache holds.
+            StepError: empty inputs or stop sequences, a parameter out of range, or more tokens than the KV cache holds or
+                a step computes, where it must compute a prompt as a whole.
         """
         self.request = request
         self.runner = runner
@@ -50,6 +51,9 @@ class Generation:
         Sampling.from_proto(request.sampling)
         if not all(request.stop):
             raise StepError("stop sequences cannot be empty")
+        decoding = runner.model.decoding
+        if decoding and decoding.max_new_tokens and self.max_new_tokens > decoding.max_new_tokens:
+            raise StepError(f"at most {decoding.max_new_tokens} new tokens of an input")
         self.rows = self._rows(list(request.inputs))
 
     def steps(self) -> Iterator[list[GenerateResponse]]:
@@ -76,6 +80,8 @@ class Generation:
             num_blocks = -(-(len(token_ids) + self.max_new_tokens) // self.runner.block_size)
             if not token_ids:
                 raise StepError("inputs cannot be empty")
+            if len(token_ids) > self.runner.max_batch_tokens and not self.runner.model.chunked_prefill:
+                raise StepError(f"at most {self.runner.max_batch_tokens} tokens of an input")
             rows.append(_Row(index, token_ids, range(next_block, next_block + num_blocks)))
             next_block += num_blocks
         if next_block > self.runner.num_blocks:
@@ -92,6 +98,7 @@ class Generation:
                 token_ids=row.token_ids,
                 num_prompt_tokens=row.num_prompt_tokens,
                 sampling=self.request.sampling,
+                max_new_tokens=self.max_new_tokens,
             )
         return step
 
@@ -100,7 +107,8 @@ class Generation:
         budget = self.runner.max_batch_tokens
         for row in active:
             length = min(len(row.token_ids) - row.num_computed, budget)
-            if length == 0:
+            is_part = length < len(row.token_ids) - row.num_computed
+            if length == 0 or (is_part and not self.runner.model.chunked_prefill):
                 continue
             work = step.work.add(sequence_id=row.index, start=row.num_computed, length=length)
             if row.num_computed == 0:

@@ -10,6 +10,7 @@ import math
 import torch
 
 from text_generation_server.batch import Sampling, SequenceState
+from text_generation_server.decoding import Decoding
 
 LARGEST = torch.finfo(torch.float32).max
 WATERMARK_KEY = 15485863  # the paper's, a prime: whoever detects a watermark needs the same
@@ -50,10 +51,10 @@ class Penalties:
         if sampling.logit_bias:
             self._add(scores, torch.tensor(list(sampling.logit_bias)), torch.tensor(list(sampling.logit_bias.values())))
         if sampling.watermark:
-            green = self.watermark.green_list(sequence.token_ids[-1], self.vocab_size)
+            green = self.watermark.green_list(sequence.said[-1], self.vocab_size)
             self._add(scores, green, torch.full(green.shape, self.watermark.delta))
         if sampling.repetition_penalty != 1.0:
-            self._penalize_repetition(scores, sequence.token_ids, sampling.repetition_penalty)
+            self._penalize_repetition(scores, sequence.said, sampling.repetition_penalty)
         if sampling.frequency_penalty or sampling.presence_penalty:
             token_ids, counts = torch.tensor(sequence.generated, dtype=torch.long).unique(return_counts=True)
             penalties = counts.double() * sampling.frequency_penalty + sampling.presence_penalty
@@ -75,6 +76,26 @@ class Penalties:
 
     def _is_here(self, local: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         return (local >= 0) & (local < scores.shape[0])
+
+
+class Rules:
+    """What the model itself lays down, whatever a request asks for. `rows` as above."""
+
+    def __init__(self, decoding: Decoding, rows: slice) -> None:
+        self.decoding = decoding
+        self.rows = rows
+        self._banned = self._local(decoding.banned_token_ids)
+
+    def apply(self, logits: torch.Tensor, sequences: list[SequenceState]) -> None:
+        """logits [num_rows, vocab_size_local], changed in place."""
+        logits[:, self._banned] = -LARGEST
+        for row, sequence in enumerate(sequences):
+            if forced := self.decoding.forced(sequence.num_generated, sequence.max_new_tokens):
+                logits[row] = -LARGEST
+                logits[row, self._local(forced)] = 0.0
+
+    def _local(self, token_ids: tuple[int, ...]) -> list[int]:
+        return [token_id - self.rows.start for token_id in token_ids if self.rows.start <= token_id < self.rows.stop]
 
 
 def filter_logits(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:

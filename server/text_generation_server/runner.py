@@ -26,6 +26,10 @@ logger = logging.getLogger(__name__)
 CPU_KV_CACHE_GIB = 1.0
 CPU_BATCH_TOKENS = 512
 CUDA_BATCH_TOKENS = 4096
+WHOLE_PROMPT_TOKENS = 4096  # of models that take no parts of prompts, where nothing else is said
+WARM_UP_TOKENS = 16
+STATE_BLOCK_SIZE = 256  # of models with a state beside their blocks: a sequence has one at least, and no prefix is shared
+STATE_COPIES = 2  # while decoding sequences are put together anew, the old rows are still there
 CUDA_MEMORY_SHARE = 0.92  # of what the measured step leaves; the rest is for fragments and for batches of many decodes
 
 
@@ -44,11 +48,14 @@ class Runner:
         with devices.returning_freed_memory():
             self.model, self.weight_bytes_read = folder.load(device, self.dtype, parallel, config.quantize)
         self.peak_loading_bytes = peak_memory.read_bytes()
-        on_cuda = device.type == "cuda"
-        self.max_batch_tokens = config.max_batch_tokens or (CUDA_BATCH_TOKENS if on_cuda else CPU_BATCH_TOKENS)
+        self.max_batch_tokens = config.max_batch_tokens or self._default_batch_tokens()
+        # Where a prompt cannot be computed in parts, a whole sequence must fit in a step: it may have to begin anew.
+        self.max_positions = self.model.config.max_positions
+        if not self.model.chunked_prefill:
+            self.max_positions = min(self.max_positions, self.max_batch_tokens)
         watermark = Watermark(config.watermark_gamma, config.watermark_delta)
-        self.sampler = Sampler(self.model.config.vocab_size, parallel, watermark)
-        self.block_size = config.block_size
+        self.sampler = Sampler(self.model.config.vocab_size, parallel, watermark, self.model.decoding)
+        self.block_size = self._block_size(config.block_size)
         num_blocks = parallel.minimum(self._num_blocks(config))
         self.cache = self._make_cache(num_blocks)
         self.attention = self.model.make_attention(self.cache)
@@ -65,7 +72,7 @@ class Runner:
     @torch.inference_mode()
     def warm_up(self) -> None:
         """One prompt chunk and one decode step, so that the first request does not pay for first calls."""
-        length = min(self.max_batch_tokens, self.block_size)
+        length = min(self.max_batch_tokens, self.block_size, WARM_UP_TOKENS)
         prompt, decode = Step(), Step()
         prompt.add.add(id=0, token_ids=[0] * length)
         prompt.work.add(sequence_id=0, start=0, length=length, block_ids=[0, 1], sample=True)
@@ -115,6 +122,7 @@ class Runner:
 
     def reset(self) -> None:
         """Forgets all sequences: a driver is gone."""
+        self.model.forget(self.sequences.ids)
         self.sequences.clear()
         self._last_ids = set()
 
@@ -124,6 +132,7 @@ class Runner:
 
     def _forward(self, step: Step) -> StepResult:
         result = StepResult(id=step.id)
+        self.model.forget(step.drop)
         works = self.sequences.apply(step)
         if not works:
             return result
@@ -152,20 +161,23 @@ class Runner:
                 top_logprobs=top_logprobs,
             )
 
+    def _default_batch_tokens(self) -> int:
+        default = CUDA_BATCH_TOKENS if self.device.type == "cuda" else CPU_BATCH_TOKENS
+        if self.model.chunked_prefill:
+            return default
+        return max(default, min(self.model.config.max_positions, WHOLE_PROMPT_TOKENS))
+
     def _make_cache(self, num_blocks: int) -> KVCache:
-        config = self.model.config
-        return KVCache(
-            config.num_layers,
-            num_blocks,
-            self.block_size,
-            self.model.num_kv_heads,
-            config.head_dim,
-            self.dtype,
-            self.device,
-        )
+        return KVCache(self.model.kv_shapes, num_blocks, self.block_size, self.dtype, self.device)
 
     def _make_sequences(self, num_blocks: int) -> Sequences:
-        return Sequences(self.block_size, num_blocks, self.max_batch_tokens, self.model.config.vocab_size)
+        vocab_size, decoding = self.model.config.vocab_size, self.model.decoding
+        return Sequences(self.block_size, num_blocks, self.max_batch_tokens, vocab_size, decoding)
+
+    def _block_size(self, wanted: int) -> int:
+        if self.model.state_bytes == 0:
+            return wanted
+        return STATE_BLOCK_SIZE if self.model.kv_shapes else self.max_positions
 
     def _num_blocks(self, config: ShardConfig) -> int:
         """How many blocks this rank can hold.
@@ -173,8 +185,8 @@ class Runner:
         Raises:
             ConfigurationError: fewer than one sequence of two blocks needs.
         """
-        model = self.model.config
-        cost = block_bytes(model.num_layers, self.block_size, self.model.num_kv_heads, model.head_dim, self.dtype)
+        # A sequence holds one block at least, so as many states as blocks are enough.
+        cost = block_bytes(self.model.kv_shapes, self.block_size, self.dtype) + STATE_COPIES * self.model.state_bytes
         if config.kv_cache_gib is None and self.device.type == "cuda":
             budget = self._free_cuda_bytes(config.cuda_memory_fraction)
         else:
@@ -184,16 +196,12 @@ class Runner:
         return budget // cost
 
     def _free_cuda_bytes(self, memory_fraction: float) -> int:
-        """What a step of a whole token budget of one prompt, with its log-probabilities, leaves of this rank's share."""
-        num_blocks = -(-self.max_batch_tokens // self.block_size) + 1
+        """What a step of a whole token budget of prompts, with their log-probabilities, leaves of this rank's share."""
+        num_blocks = -(-self.max_batch_tokens // self.block_size) + -(-self.max_batch_tokens // self.max_positions) + 1
         self.cache = self._make_cache(num_blocks)
         self.attention = self.model.make_attention(self.cache)
         self.sequences = self._make_sequences(num_blocks)
-        step = Step()
-        step.add.add(id=0, token_ids=[0] * self.max_batch_tokens, prompt_logprobs=True, num_top_tokens=1)
-        step.work.add(
-            sequence_id=0, start=0, length=self.max_batch_tokens, block_ids=range(num_blocks), sample=True
-        )
+        step = self.full_step()
         torch.cuda.reset_peak_memory_stats(self.device)
         with torch.inference_mode():
             self._forward(step)
@@ -205,6 +213,17 @@ class Runner:
         others = total - free - torch.cuda.memory_reserved(self.device)
         usable = min(total * memory_fraction, total - others)
         return int((usable - (peak - cache_bytes)) * CUDA_MEMORY_SHARE)
+
+    def full_step(self) -> Step:
+        """Prompts that fill a step, as long as the model has positions."""
+        step, first_block = Step(), 0
+        for number, start in enumerate(range(0, self.max_batch_tokens, self.max_positions)):
+            length = min(self.max_positions, self.max_batch_tokens - start)
+            blocks = range(first_block, first_block - (-length // self.block_size))
+            first_block = blocks.stop
+            step.add.add(id=number, token_ids=[0] * length, prompt_logprobs=True, num_top_tokens=1)
+            step.work.add(sequence_id=number, start=0, length=length, block_ids=blocks, sample=True)
+        return step
 
 
 def _prompt_logprobs(prompt: PromptRows, found: TokenLogprobs) -> PromptLogprobs:
@@ -219,7 +238,7 @@ def _prompt_logprobs(prompt: PromptRows, found: TokenLogprobs) -> PromptLogprobs
 
 def load_runner(config: ShardConfig, path: Path) -> Runner:
     """The other ranks met, the weights in memory, the first step behind it."""
-    folder = ModelFolder.read(path)
+    folder = ModelFolder.read(path, config.trust_remote_code)
     folder.check_world_size(config.world_size)  # before the ranks wait for each other
     device = devices.choose_device()
     devices.set_num_threads(config.num_threads, config.world_size, device)

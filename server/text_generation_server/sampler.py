@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 
 from text_generation_server.batch import SequenceState
-from text_generation_server.logits import Penalties, Watermark, filter_logits
+from text_generation_server.decoding import Decoding
+from text_generation_server.logits import Penalties, Rules, Watermark, filter_logits
 from text_generation_server.logprobs import Logprobs
 from text_generation_server.parallel import Parallel
 
@@ -25,16 +26,21 @@ class Sampled(NamedTuple):
 
 
 class Sampler:
-    def __init__(self, vocab_size: int, parallel: Parallel, watermark: Watermark) -> None:
+    def __init__(
+        self, vocab_size: int, parallel: Parallel, watermark: Watermark, decoding: Decoding | None = None
+    ) -> None:
         self.vocab_size = vocab_size
         self.rows = parallel.split_padded(vocab_size)
         self.parallel = parallel
         self.penalties = Penalties(vocab_size, self.rows, watermark)
+        self.rules = Rules(decoding, self.rows) if decoding else None
         self.logprobs = Logprobs(vocab_size, parallel)
 
     def sample(self, logits: torch.Tensor, sequences: list[SequenceState]) -> Sampled:
-        """logits [num_rows, vocab_size_local] float32, changed in place by penalties."""
+        """logits [num_rows, vocab_size_local] float32, changed in place by penalties and rules."""
         self.penalties.apply(logits, sequences)
+        if self.rules:
+            self.rules.apply(logits, sequences)
         token_ids, logprobs, log_total = self._greedy(logits)
         drawn = [row for row, sequence in enumerate(sequences) if sequence.sampling.do_sample]
         if drawn:

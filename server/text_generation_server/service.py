@@ -54,6 +54,7 @@ class ShardService(shard_pb2_grpc.ShardServicer):
 
     async def Describe(self, request: DescribeRequest, context: grpc.aio.ServicerContext) -> DescribeResponse:
         config, runner = self.config, self.runner
+        decoding = runner.model.decoding
         return DescribeResponse(
             model_id=config.model_id,
             model_type=runner.folder.model_type,
@@ -65,7 +66,7 @@ class ShardService(shard_pb2_grpc.ShardServicer):
             shard_urls=[f"unix:{config.shard_uds_path}-{rank}" for rank in range(config.world_size)],
             block_size=runner.block_size,
             num_blocks=runner.num_blocks,
-            max_positions=runner.model.config.max_positions,
+            max_positions=runner.max_positions,
             vocab_size=runner.model.config.vocab_size,
             eos_token_ids=runner.folder.eos_token_ids,
             weight_bytes=runner.model.weight_bytes,
@@ -74,6 +75,10 @@ class ShardService(shard_pb2_grpc.ShardServicer):
             version=version("text-generation-inference"),
             max_batch_tokens=runner.max_batch_tokens,
             timings=runner.timings,
+            chunked_prefill=runner.model.chunked_prefill,
+            prefix_cache=runner.model.prefix_cache,
+            decoder_start_token_id=decoding.start_token_id if decoding else None,
+            max_new_tokens=decoding.max_new_tokens if decoding else None,
         )
 
     async def Execute(

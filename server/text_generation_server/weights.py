@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from text_generation_server.cut import Cut
 from text_generation_server.errors import ModelError
 
 
@@ -22,7 +23,7 @@ class Weights:
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, prefix: str = "") -> None:
         self.device = device
         self.dtype = dtype
-        self.bytes_read = 0
+        self._sizes: list[int] = []  # of what was read, in bytes
         self._location = {
             name.removeprefix(prefix): (file, name) for file in _weight_files(folder) for name in _names_in(file)
         }
@@ -35,8 +36,35 @@ class Weights:
             ModelError: no such tensor, another shape, or a file that cannot be read.
         """
         part = self._part(name, shape, rows, columns)
-        self.bytes_read += part.numel() * part.element_size()
+        self._sizes.append(part.nbytes)
         return part.to(self.device, self.dtype, copy=True, memory_format=torch.contiguous_format)
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(self._sizes)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._location)
+
+    def read(self, name: str, cut: Cut | None) -> torch.Tensor:
+        """What `cut` leaves of `name`, of whatever shape it is, as precise as the file has it. Threads may read at once.
+
+        Raises:
+            ModelError: a file that cannot be read.
+        """
+        file, stored_name = self._location[name]
+        with _opened(file) as handle:
+            if cut is None:
+                part = self._own(handle.get_tensor(stored_name))
+            else:
+                stored = handle.get_slice(stored_name)
+                shape = stored.get_shape()
+                dim = len(shape) + cut.dim
+                before = [slice(None)] * dim
+                part = torch.cat([stored[(*before, rows)] for rows in cut.ranges(shape[dim])], dim=dim)
+        self._sizes.append(part.nbytes)
+        return part
 
     def map(self, name: str, shape: tuple[int, ...], rows: slice | None = None) -> torch.Tensor:
         """Like `load`, but a view of the file in the file's dtype: on the CPU only rows that are used are ever read."""
@@ -54,6 +82,11 @@ class Weights:
         if self._unused:
             some = ", ".join(sorted(self._unused)[:3])
             raise ModelError(f"the checkpoint has {len(self._unused)} tensors that the model does not know, such as {some}")
+
+    def _own(self, mapped: torch.Tensor) -> torch.Tensor:
+        """In memory of its own, at once in our dtype where that is the wider one: some parts are wanted as they are stored."""
+        is_wider = mapped.is_floating_point() and self.dtype.itemsize > mapped.dtype.itemsize
+        return mapped.to(self.dtype) if is_wider else mapped.clone()
 
     def _part(self, name: str, shape: tuple[int, ...], rows: slice | None, columns: slice | None) -> torch.Tensor:
         if name not in self._location:

@@ -14,6 +14,7 @@ from text_generation_launcher.ignored_flags import IgnoredFlags
 from text_generation_proto.flags import env_name
 from text_generation_router.config import RouterConfig
 from text_generation_server.config import ShardConfig
+from text_generation_server.model_table import ModelTable
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -85,6 +86,10 @@ def test_the_table_of_flags_is_the_launchers() -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
     rows = re.findall(r"^\| `--([a-z-]+)` \| `([A-Z_]+)` \| (.*?) \|", page, re.MULTILINE)
     assert rows == [_row(field) for field in dataclasses.fields(LauncherConfig)]
+
+
+def test_the_table_of_models_is_the_one_that_the_server_prints() -> None:
+    assert (ROOT / "docs" / "models.md").read_text().endswith(ModelTable.read().markdown() + "\n")
 
 
 @pages

@@ -50,7 +50,7 @@ class FakeLaunch:
         }
         config = LauncherConfig(**settings | self.overrides)
         commands = Commands(
-            download=lambda model_id, revision: self._command("download", self.download),
+            download=lambda config: self._command("download", self.download),
             shard=lambda shard: self._command(f"shard-{shard.rank}", self.shard, shard.socket_path),
             router=lambda router: self._command("router", self.router),
         )

@@ -23,7 +23,7 @@ CHOSEN = [
     *("--max-top-n-tokens", "20", "--max-client-batch-size", "8", "--payload-limit", "1000"),
     *("--cors-allow-origin", "https://a.example", "--cors-allow-origin", "https://b.example"),
     *("--tokenizer-config-path", "/models/chat.json", "--cuda-memory-fraction", "0.5"),
-    *("--watermark-gamma", "0.25", "--watermark-delta", "-1.5"),
+    *("--watermark-gamma", "0.25", "--watermark-delta", "-1.5", "--trust-remote-code"),
 ]
 SECRET = "sk-1234"
 
@@ -37,6 +37,7 @@ def test_what_is_chosen_reaches_every_shard_through_its_command_line() -> None:
     assert parse(ShardConfig, argparse.ArgumentParser(), to_argv(shard)) == shard
     assert (shard.model_id, shard.rank, shard.world_size) == (str(MODEL), 1, 2)
     assert (shard.master_addr, shard.master_port, shard.max_batch_tokens) == ("10.0.0.1", 29600, 64)
+    assert shard.trust_remote_code
     assert (shard.cuda_memory_fraction, shard.watermark_gamma, shard.watermark_delta) == (0.5, 0.25, -1.5)
 
 

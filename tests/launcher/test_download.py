@@ -1,13 +1,17 @@
 """A model's name becomes a folder."""
 
+import argparse
 import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from text_generation_launcher.download import local_folder, needs_child, wait_for_folder
+from text_generation_launcher.config import LauncherConfig
+from text_generation_launcher.download import first_stage, local_folder, needs_child, wait_for_folder
+from text_generation_launcher.launch import Commands
 from text_generation_launcher.process import Child, LaunchError
+from text_generation_proto.flags import parse
 
 
 def never() -> bool:
@@ -26,14 +30,14 @@ def test_a_folder_is_used_in_place(tmp_path: Path) -> None:
     assert local_folder(str(tmp_path)) == tmp_path
 
 
-@pytest.mark.parametrize("model_id", ["gpt2", "bigscience/bloom-560m"])
+@pytest.mark.parametrize("model_id", ["gpt2", "bigscience/bloom-560m", "org/name/file.gguf", "org/name/folder/file.gguf"])
 def test_a_name_is_left_to_the_hub(model_id: str) -> None:
     assert local_folder(model_id) is None
 
 
-@pytest.mark.parametrize("model_id", ["./gone", "/gone", "~/gone", "../gone", "models/tiny/gone"])
+@pytest.mark.parametrize("model_id", ["./gone", "/gone", "~/gone", "models/tiny/gone", "./gone.gguf"])
 def test_a_path_that_does_not_exist_is_no_name_on_the_hub(model_id: str) -> None:
-    with pytest.raises(LaunchError, match="no such folder"):
+    with pytest.raises(LaunchError, match="no such file or folder"):
         local_folder(model_id)
 
 
@@ -41,6 +45,28 @@ def test_a_file_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(LaunchError, match="is a file"):
         local_folder(str(tmp_path / "model.safetensors"))
+
+
+def test_a_gguf_file_and_a_folder_that_has_nothing_else_are_left_to_the_child(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.touch()
+    assert local_folder(str(file)) is None and local_folder(str(tmp_path)) is None
+    (tmp_path / "model.safetensors").touch()
+    assert local_folder(str(tmp_path)) == tmp_path
+
+
+def test_what_the_child_does_is_said_before(tmp_path: Path) -> None:
+    assert first_stage("some/name", None) == "downloading the weights of some/name"
+    assert first_stage(str(tmp_path), None) == f"preparing the weights of {tmp_path}"
+    assert first_stage(str(tmp_path), tmp_path) is None
+
+
+def test_the_child_is_told_the_revision_and_whether_code_is_wanted() -> None:
+    chosen = ("--model-id", "some/name", "--revision", "v1", "--trust-remote-code")
+    plain = parse(LauncherConfig, argparse.ArgumentParser(), chosen[:2])
+    config = parse(LauncherConfig, argparse.ArgumentParser(), chosen)
+    assert Commands().download(plain)[-2:] == ["download-weights", "some/name"]
+    assert Commands().download(config)[-4:] == ["some/name", "--revision", "v1", "--trust-remote-code"]
 
 
 def test_only_hub_names_and_bin_files_need_the_child(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from text_generation_launcher.ignored_flags import IgnoredFlags
 from text_generation_proto.flags import env_name, parse
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
-SWITCHES = ("trust_remote_code", "disable_custom_kernels", "ngrok", "disable_grammar_support", "enable_prefill_logprobs")
+SWITCHES = ("disable_custom_kernels", "ngrok", "disable_grammar_support", "enable_prefill_logprobs")
 
 each_flag = pytest.mark.parametrize("field", dataclasses.fields(IgnoredFlags), ids=lambda field: field.name)
 

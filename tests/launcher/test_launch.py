@@ -118,7 +118,7 @@ def test_a_port_in_use_is_said_in_one_line_before_anything_starts(tmp_path: Path
 def test_a_missing_folder_is_said_in_one_line_without_asking_the_hub(tmp_path: Path) -> None:
     with FakeLaunch(tmp_path, overrides={"model_id": "./no/such/folder"}) as fake:
         assert fake.wait() == 1
-    assert "./no/such/folder: there is no such folder" in fake.messages[-1]
+    assert "./no/such/folder: there is no such file or folder" in fake.messages[-1]
 
 
 def test_another_servers_sockets_and_status_are_left_alone(tmp_path: Path) -> None:

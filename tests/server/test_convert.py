@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from random_models import save_random_model
 from text_generation_server.convert import convert
 from text_generation_server.errors import ModelError
 
@@ -48,6 +51,19 @@ def test_a_tied_head_is_stored_once_under_the_embeddings_name(tmp_path: Path) ->
     torch.save({"lm_head.weight": embedding, "wte.weight": embedding}, tmp_path / "pytorch_model.bin")
     converted(tmp_path)
     assert load_file(tmp_path / "model.safetensors").keys() == {"wte.weight"}
+
+
+@pytest.mark.parametrize(("model_type", "auto_class"), [("t5", AutoModelForSeq2SeqLM), ("gpt2", AutoModelForCausalLM)])
+def test_tied_tensors_of_any_name_are_all_there_after_loading(tmp_path: Path, model_type: str, auto_class: Any) -> None:
+    """T5 has one tensor under four names; which of them stays is enough for transformers' loader."""
+    save_random_model(tmp_path, model_type, seq2seq=model_type == "t5", tie_word_embeddings=True)
+    model = auto_class.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    converted(tmp_path)
+    found, info = auto_class.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in found.state_dict().items())
 
 
 def test_parts_of_one_tensor_and_transposed_ones_get_memory_of_their_own(tmp_path: Path) -> None:

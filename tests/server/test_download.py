@@ -5,8 +5,10 @@ import http.server
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.parse
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from safetensors.torch import load_file
 
 from text_generation_server.download import DownloadError, download_weights
 from text_generation_server.errors import ModelError
+from tiny_gguf import save_gguf
 
 COMMIT = "a" * 40
 SAFE_FILES = {
@@ -26,6 +29,7 @@ SAFE_FILES = {
     "pytorch_model.bin": b"not wanted",
     "training_args.bin": b"not wanted",
     "onnx/model.safetensors": b"not wanted",
+    "modeling_own.py": b"wanted only when asked for",
 }
 
 
@@ -35,7 +39,17 @@ def _bin_files() -> dict[str, bytes]:
     return {"config.json": b"{}", "pytorch_model.bin": weights.getvalue()}
 
 
-REPOSITORIES = {"org/safe": SAFE_FILES, "org/bin": _bin_files()}
+def _gguf_file() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return save_gguf(Path(folder) / "tiny.gguf").read_bytes()
+
+
+REPOSITORIES = {
+    "org/safe": SAFE_FILES,
+    "org/bin": _bin_files(),
+    "org/one-gguf": {"tiny.gguf": _gguf_file(), "README.md": b"not wanted"},
+    "org/some-ggufs": {"tiny.Q8_0.gguf": _gguf_file(), "tiny.Q4_0.gguf": b"not wanted", "more/tiny.gguf": _gguf_file()},
+}
 
 
 class FakeHub(http.server.BaseHTTPRequestHandler):
@@ -54,10 +68,10 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
             self._answer(403, b"", {"X-Error-Code": "GatedRepo"})
         elif name is None:
             self._answer(404, b"", {"X-Error-Code": "RepoNotFound"})
-        elif "/revision/" in path and not path.endswith(("main", COMMIT)):
+        elif not _is_known_revision(path):
             self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
         elif "/resolve/" in path:
-            self._file(REPOSITORIES[name][path.split("/", maxsplit=5)[5]])
+            self._file(REPOSITORIES[name].get(path.split("/", maxsplit=5)[5]))
         elif "/tree/" in path:
             entries = [_tree_entry(file, content) for file, content in REPOSITORIES[name].items()]
             self._answer(200, json.dumps(entries).encode())
@@ -65,7 +79,10 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
             siblings = [{"rfilename": file} for file in REPOSITORIES[name]]
             self._answer(200, json.dumps({"id": name, "sha": COMMIT, "siblings": siblings}).encode())
 
-    def _file(self, content: bytes) -> None:
+    def _file(self, content: bytes | None) -> None:
+        if content is None:
+            self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+            return
         headers = {"ETag": f'"{_hash(content)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         self._answer(200, content, headers)
 
@@ -79,6 +96,12 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         pass
+
+
+def _is_known_revision(path: str) -> bool:
+    """What comes after /revision/ or /resolve/, if there is one of them."""
+    asked = re.search(r"/(?:revision|resolve)/([^/]+)", path)
+    return asked is None or asked[1] in ("main", COMMIT)
 
 
 def _hash(content: bytes) -> str:
@@ -99,20 +122,20 @@ def hub() -> Iterator[str]:
     server.server_close()
 
 
-def download(cache: Path, model_id: str, revision: str | None = None, **environment: str) -> str:
+def download(cache: Path, model_id: str, revision: str | None = None, *code: str, **environment: str) -> str:
     """The folder or the error. In a process of its own: the hub library reads its environment once, when imported."""
     program = (
         "import sys; from text_generation_server import download\n"
-        "try: print(download.download_weights(sys.argv[1], sys.argv[2] or None))\n"
-        "except download.DownloadError as error: print('Error:', error)\n"
+        "try: print(download.download_weights(sys.argv[1], sys.argv[2] or None, len(sys.argv) > 3))\n"
+        "except download.ShardError as error: print('Error:', error)\n"
         "print('torch was imported' if 'torch' in sys.modules else '', file=sys.stderr)"
     )
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     environment = inherited | {"HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"} | environment
-    argv = [sys.executable, "-c", program, model_id, revision or ""]
+    argv = [sys.executable, "-c", program, model_id, revision or "", *code]
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert "torch was imported" not in done.stderr or "converting" in done.stderr  # only a conversion waits for it
+    assert "torch was imported" not in done.stderr or "onverting" in done.stderr  # only a conversion waits for it
     return done.stdout.splitlines()[-1]
 
 
@@ -131,6 +154,26 @@ def test_a_model_that_has_only_bin_files_is_converted_once(tmp_path: Path, hub: 
     assert (folder / "model.safetensors").stat().st_mtime_ns == converted_at
 
 
+def test_code_is_fetched_only_when_asked_for(tmp_path: Path, hub: str) -> None:
+    assert not (Path(download(tmp_path, "org/safe", HF_ENDPOINT=hub)) / "modeling_own.py").exists()
+    assert (Path(download(tmp_path, "org/safe", COMMIT, "with code", HF_ENDPOINT=hub)) / "modeling_own.py").exists()
+
+
+def test_a_model_that_is_one_gguf_file_is_converted_once(tmp_path: Path, hub: str) -> None:
+    folder = download(tmp_path, "org/one-gguf", HF_ENDPOINT=hub)
+    assert "model.embed_tokens.weight" in load_file(Path(folder) / "model.safetensors")
+    assert download(tmp_path, "org/one-gguf", HF_HUB_OFFLINE="1") == folder
+
+
+def test_one_gguf_file_of_several_can_be_named(tmp_path: Path, hub: str) -> None:
+    model_id = "org/some-ggufs/more/tiny.gguf"
+    folder = Path(download(tmp_path, model_id, "main", HF_ENDPOINT=hub, HF_API_TOKEN="hf_secret"))
+    assert (folder / "tokenizer.json").is_file()
+    assert [path.name for path in folder.parent.parent.rglob("*.gguf")] == ["tiny.gguf"]
+    assert "Bearer hf_secret" in FakeHub.tokens
+    assert download(tmp_path, model_id, HF_HUB_OFFLINE="1") == str(folder)
+
+
 def test_every_name_of_the_token_variable_is_heeded(tmp_path: Path, hub: str) -> None:
     download(tmp_path, "org/safe", HF_ENDPOINT=hub, HF_API_TOKEN="hf_secret")
     assert "Bearer hf_secret" in FakeHub.tokens
@@ -143,6 +186,10 @@ def test_every_name_of_the_token_variable_is_heeded(tmp_path: Path, hub: str) ->
         ("org/gated", None, "Error: org/gated is gated: ask for access"),
         ("org/safe", "v9", "Error: org/safe has no revision v9"),
         ("org/na--me", None, "Error: org/na--me is neither a folder nor a name"),
+        ("org/some-ggufs", None, "Error: org/some-ggufs holds several GGUF files, name one, as in org/some-ggufs/tiny.Q4"),
+        ("org/some-ggufs/gone.gguf", None, "Error: org/some-ggufs has no file gone.gguf"),
+        ("org/some-ggufs/tiny.Q8_0.gguf", "v9", "Error: org/some-ggufs has no revision v9"),
+        ("org/unknown/tiny.gguf", None, "Error: there is no folder org/unknown and no such model on the hub"),
     ],
 )
 def test_what_the_hub_does_not_give_is_said_in_one_line(

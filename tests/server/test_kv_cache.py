@@ -2,15 +2,16 @@
 
 import torch
 
-from text_generation_server.kv_cache import KVCache, block_bytes
+from text_generation_server.kv_cache import KVCache, KVShape, block_bytes
 
 CPU = torch.device("cpu")
+SHAPES = [KVShape(3, 5, 5), KVShape(3, 5, 4)]
 
 
 def test_tokens_land_in_their_slots_of_their_layer() -> None:
-    cache = KVCache(2, 4, 8, 3, 5, torch.float32, CPU)
-    key, value = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
-    cache.write(1, cache.rows(torch.tensor([17, 31])).flatten(), key, value)
+    cache = KVCache(SHAPES, 4, 8, torch.float32, CPU)
+    key, value = torch.randn(2, 3, 5), torch.randn(2, 3, 4)
+    cache.write(1, cache.rows(torch.tensor([17, 31]), 3).flatten(), key, value)
     assert torch.equal(cache.keys[1][2, :, 1], key[0])
     assert torch.equal(cache.values[1][3, :, 7], value[1])
     assert cache.keys[1].count_nonzero() == key.numel()
@@ -19,6 +20,6 @@ def test_tokens_land_in_their_slots_of_their_layer() -> None:
 
 def test_a_block_costs_what_the_tensors_hold() -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        cache = KVCache(2, 4, 8, 3, 5, dtype, CPU)
+        cache = KVCache(SHAPES, 4, 8, dtype, CPU)
         held = sum(tensor.nbytes for tensor in (*cache.keys, *cache.values))
-        assert held == 4 * block_bytes(2, 8, 3, 5, dtype)
+        assert held == 4 * block_bytes(SHAPES, 8, dtype)

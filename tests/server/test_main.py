@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from random_models import save_random_model
 from shard_processes import free_port
 
 SERVE_EACH = Path(__file__).parent.parent / "serve_each.py"
@@ -35,16 +36,25 @@ class Outcome:
 def models(random_bloom: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders that are each the random model with one thing wrong."""
     folder = tmp_path_factory.mktemp("broken")
-    broken = {name: folder / name for name in ("no weights", "mamba", "cut short", "no config", "other shape")}
+    names = ("no weights", "unknown type", "cut short", "no config", "other shape", "own code")
+    broken = {name: folder / name for name in names}
     for path in broken.values():
         shutil.copytree(random_bloom, path)
     (broken["no weights"] / "model.safetensors").unlink()
     (broken["no config"] / "config.json").unlink()
-    change_config(broken["mamba"], model_type="mamba")
+    change_config(broken["unknown type"], model_type="unheard-of")
     change_config(broken["other shape"], hidden_size=128)
-    weights = broken["cut short"] / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
+    change_config(broken["own code"], model_type="own", auto_map={"AutoModelForCausalLM": "modeling_own.Own"})
+    broken["llama cut short"] = save_random_model(folder / "llama", "llama")
+    cut_short(broken["llama cut short"] / "model.safetensors")
+    broken["no gguf"] = folder / "no.gguf"
+    broken["no gguf"].write_bytes(b"GGUF")
+    cut_short(broken["cut short"] / "model.safetensors")
     return broken | {"whole": random_bloom, "gone": folder / "gone"}
+
+
+def cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1000])
 
 
 def change_config(folder: Path, **changes: object) -> None:
@@ -124,8 +134,11 @@ def test_a_ready_server_says_so_with_what_it_serves(outcome: Outcome) -> None:
         ("gone", "gone"),
         ("no config", "cannot read"),
         ("no weights", "weights"),
-        ("mamba", "model type 'mamba' of"),
+        ("unknown type", "model type 'unheard-of' is not served"),
         ("cut short", "was it cut short?"),
+        ("llama cut short", "was it cut short?"),
+        ("own code", "pass --trust-remote-code to run it"),
+        ("no gguf", "no.gguf cannot be converted"),
         ("other shape", "expected [300, 128]"),
         ("rank 0 of 3", "8 attention heads cannot be split over 3 shards"),
         ("rank 1 of 3", "8 attention heads cannot be split over 3 shards"),

@@ -44,10 +44,10 @@ def test_a_config_that_is_a_list_is_refused(tmp_path: Path) -> None:
     assert "config.json is no JSON object" in refusal(folder_with(tmp_path, config=[]))
 
 
-@pytest.mark.parametrize("config", [{}, {"model_type": "mamba"}, {"model_type": None}], ids=str)
+@pytest.mark.parametrize("config", [{}, {"model_type": "unheard-of"}, {"model_type": None}], ids=str)
 def test_a_model_type_that_is_not_served_is_named_with_those_that_are(tmp_path: Path, config: dict[str, Any]) -> None:
     message = refusal(folder_with(tmp_path, config=config))
-    assert message.startswith(f"model type {config.get('model_type', '')!r}")
+    assert message.startswith(f"{tmp_path}: model type {config.get('model_type', '')!r} is not served")
     assert "served are: bloom, " in message and " llama, " in message
 
 

@@ -8,7 +8,7 @@ import torch
 
 from text_generation_server.attention.context import ForwardContext
 from text_generation_server.attention.sdpa import AttentionKind, PagedAttention
-from text_generation_server.kv_cache import KVCache
+from text_generation_server.kv_cache import KVCache, KVShape
 from text_generation_server.layers.alibi import alibi_slopes
 
 NUM_HEADS, HEAD_DIM, BLOCK_SIZE, NUM_BLOCKS = 3, 8, 4, 64
@@ -49,6 +49,8 @@ def make_context(works: list[tuple[Sequence, int]]) -> ForwardContext:
         query_lengths=[length for _, length in works],
         context_lengths=[sequence.start + length for sequence, length in works],
         num_decodes=sum(length == 1 for _, length in works),
+        sequence_ids=list(range(len(works))),
+        prompt_lengths=[sequence.data.shape[1] for sequence, _ in works],
     )
 
 
@@ -57,10 +59,10 @@ def test_random_chunks_of_random_sequences_in_scattered_blocks_give_plain_attent
     chance = random.Random(seed)
     blocks = list(range(NUM_BLOCKS))
     sequences = [Sequence(length, chance, blocks) for length in (1, 4, 5, 19, 33)]
-    cache = KVCache(1, NUM_BLOCKS, BLOCK_SIZE, NUM_HEADS, HEAD_DIM, torch.float32, torch.device("cpu"))
+    cache = KVCache([KVShape(NUM_HEADS, HEAD_DIM, HEAD_DIM)], NUM_BLOCKS, BLOCK_SIZE, torch.float32, torch.device("cpu"))
     for tensor in (cache.keys[0], cache.values[0]):
         tensor.uniform_(-100, 100)  # what other sequences left behind must not be seen
-    attention = PagedAttention(cache, NUM_HEADS, alibi_slopes(NUM_HEADS))
+    attention = PagedAttention(cache, alibi_slopes(NUM_HEADS))
     while active := [sequence for sequence in sequences if sequence.start < sequence.data.shape[1]]:
         works = [(sequence, chance.randint(1, min(9, sequence.data.shape[1] - sequence.start))) for sequence in active]
         works.sort(key=lambda work: work[1] > 1)  # decodes first

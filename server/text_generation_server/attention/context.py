@@ -16,3 +16,5 @@ class ForwardContext:
     query_lengths: list[int]  # tokens of each sequence in this batch; 1 for the first num_decodes
     context_lengths: list[int]  # tokens of each sequence that are attended to, this batch's included
     num_decodes: int
+    sequence_ids: list[int]  # who they are, for models that keep something of them elsewhere
+    prompt_lengths: list[int]  # tokens of each sequence's prompt, for models that do not treat it as what follows

@@ -21,11 +21,13 @@ class AttentionKind:
 
     scale: float
     window: int | None = None  # a position sees itself and the window - 1 before it
+    chunk: int | None = None  # a position sees only the chunk of so many positions that it is in
     softcap: float | None = None  # scores become softcap * tanh(score / softcap)
+    sinks: torch.Tensor | None = None  # [num_heads]: one more score a head, which takes weight and gives nothing
 
 
-# (layer, query [num_tokens, num_heads, head_dim], key and value [num_tokens, num_kv_heads, head_dim], kind)
-# → [num_tokens, num_heads, head_dim]
+# (layer, query [num_tokens, num_heads, key_dim], key [num_tokens, num_kv_heads, key_dim], value [num_tokens, num_kv_heads,
+# value_dim], kind) → [num_tokens, num_heads, value_dim]
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, AttentionKind], torch.Tensor]
 
 
@@ -33,38 +35,49 @@ class PagedAttention:
     """Causal attention over a block cache. Several query heads may share a key-value head, in order. With `slopes`
     [num_heads], this rank's, it is ALiBi attention (Press et al. 2021, arXiv:2108.12409)."""
 
-    def __init__(self, cache: KVCache, num_heads: int, slopes: torch.Tensor | None = None) -> None:
+    def __init__(self, cache: KVCache, slopes: torch.Tensor | None = None) -> None:
         self.cache = cache
-        self.num_heads = num_heads
         self.slopes = None if slopes is None else slopes.float()
 
     def bind(self, context: ForwardContext, dtype: torch.dtype) -> Attend:
-        """Returns the function that all layers of one forward call; layers with the same window share its masks."""
-        written = self.cache.rows(context.slot_mapping).flatten()
-        masks: dict[int | None, _Masks] = {}
+        """Returns the function that all layers of one forward call; layers that see the same share its masks."""
+        written: dict[int, torch.Tensor] = {}
+        masks: dict[tuple[object, ...], _Masks] = {}
 
         def attend(
             layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: AttentionKind
         ) -> torch.Tensor:
-            self.cache.write(layer, written, key, value)
-            if kind.window not in masks:
-                masks[kind.window] = _Masks(self, context, dtype, kind.window)
-            return masks[kind.window].attend(layer, query, kind)
+            num_heads, num_kv_heads = query.shape[1], key.shape[1]
+            if num_kv_heads not in written:
+                written[num_kv_heads] = self.cache.rows(context.slot_mapping, num_kv_heads).flatten()
+            self.cache.write(layer, written[num_kv_heads], key, value)
+            seen = (num_heads, num_kv_heads, kind.window, kind.chunk)
+            if seen not in masks:
+                masks[seen] = _Masks(self, context, dtype, *seen)
+            return masks[seen].attend(layer, query, kind)
 
         return attend
 
 
 class _Masks:
-    """What a forward's sequences may see within one window, as biases, and attention under them."""
+    """What a forward's sequences may see within one window or chunk, as biases, and attention under them."""
 
     def __init__(
-        self, attention: PagedAttention, context: ForwardContext, dtype: torch.dtype, window: int | None
+        self,
+        attention: PagedAttention,
+        context: ForwardContext,
+        dtype: torch.dtype,
+        num_heads: int,
+        num_kv_heads: int,
+        window: int | None,
+        chunk: int | None,
     ) -> None:
         self.cache = attention.cache
-        self.num_heads = attention.num_heads
+        self.num_heads = num_heads
         self.slopes = attention.slopes
         self.context = context
         self.window = window
+        self.chunk = chunk
         self.device = context.slot_mapping.device
         self.prefill_biases = {
             row: self._prefill_bias(context.query_lengths[row], context.context_lengths[row]).to(dtype)
@@ -75,7 +88,8 @@ class _Masks:
         if self.decode_bias is not None and sparse.is_supported(dtype, self.device):
             offsets = torch.arange(self.cache.block_size)
             slots = (self._decode_tables.unsqueeze(2) * self.cache.block_size + offsets).flatten(1)
-            self.sparse_decode = sparse.SparseDecode(self.cache.rows(slots), self.decode_bias, self.num_heads, self.cache)
+            rows = self.cache.rows(slots, num_kv_heads)
+            self.sparse_decode = sparse.SparseDecode(rows, self.decode_bias, num_heads, self.cache)
 
     def attend(self, layer: int, query: torch.Tensor, kind: AttentionKind) -> torch.Tensor:
         start, parts = self.context.num_decodes, []
@@ -90,33 +104,42 @@ class _Masks:
     def _attend_decodes(
         self, layer: int, query: torch.Tensor, bias: torch.Tensor, kind: AttentionKind
     ) -> torch.Tensor:
-        """query [num_decodes, num_heads, head_dim]: one token each, against all of its blocks."""
-        if self.sparse_decode is not None and kind.softcap is None:
+        """query [num_decodes, num_heads, key_dim]: one token each, against all of its blocks."""
+        if self.sparse_decode is not None and kind.softcap is None and kind.sinks is None:
             return self.sparse_decode.attend(layer, query, kind.scale)
         return self._attend(layer, query.unsqueeze(2), self._decode_tables, bias, kind).squeeze(2)
 
     def _attend_prefill(
         self, layer: int, query: torch.Tensor, row: int, bias: torch.Tensor, kind: AttentionKind
     ) -> torch.Tensor:
-        """query [length, num_heads, head_dim] of one sequence against its own blocks."""
+        """query [length, num_heads, key_dim] of one sequence against its own blocks."""
         table = self.context.block_tables[row : row + 1, : bias.shape[-1] // self.cache.block_size]
         return self._attend(layer, query.transpose(0, 1).unsqueeze(0), table, bias, kind).squeeze(0).transpose(0, 1)
 
     def _attend(
         self, layer: int, query: torch.Tensor, tables: torch.Tensor, bias: torch.Tensor, kind: AttentionKind
     ) -> torch.Tensor:
-        """query [num_sequences, num_heads, query_length, head_dim] → the same shape."""
-        keys = self._gather(self.cache.keys[layer], tables)  # [num_sequences, num_kv_heads, padded_length, head_dim]
+        """query [num_sequences, num_heads, query_length, key_dim] → [..., value_dim]."""
+        keys = self._gather(self.cache.keys[layer], tables)  # [num_sequences, num_kv_heads, padded_length, key_dim]
         values = self._gather(self.cache.values[layer], tables)
-        if kind.softcap is None:
+        group = self.num_heads // keys.shape[1]
+        is_plain = kind.softcap is None and kind.sinks is None
+        if group > 1 and (keys.is_cuda or not is_plain):  # CUDA's kernel that takes a mask takes no grouped heads
+            keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+        if is_plain:
             is_grouped = keys.shape[1] != self.num_heads
             return F.scaled_dot_product_attention(
                 query, keys, values, attn_mask=bias, scale=kind.scale, enable_gqa=is_grouped
             )
-        group = self.num_heads // keys.shape[1]
-        keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
-        scores = kind.softcap * torch.tanh(query @ keys.transpose(2, 3) * (kind.scale / kind.softcap)) + bias
-        return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ values
+        scores = query @ keys.transpose(2, 3) * kind.scale
+        if kind.softcap is not None:
+            scores = kind.softcap * torch.tanh(scores / kind.softcap)
+        scores = scores + bias
+        if kind.sinks is not None:
+            sinks = kind.sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+            scores = torch.cat([scores, sinks], dim=-1)
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+        return weights[..., : keys.shape[2]] @ values
 
     def _gather(self, blocks: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
         """[num_sequences, num_blocks] of block ids → [num_sequences, num_kv_heads, num_blocks * block_size, head_dim]."""
@@ -135,19 +158,22 @@ class _Masks:
         """[num_decodes, num_heads or 1, 1, padded_length]: -inf where a sequence sees nothing."""
         context_lengths = self.context.context_lengths[: self.context.num_decodes]
         lengths = torch.tensor(context_lengths, device=self.device)
-        position = self._positions(max(context_lengths))
-        distance = position[None, :] - (lengths[:, None] - 1)  # <= 0 where the key is not after the query
-        return self._bias(distance.unsqueeze(1)).transpose(0, 1)
+        query = (lengths - 1).view(-1, 1, 1)
+        distance = self._positions(max(context_lengths)) - query  # <= 0 where the key is not after the query
+        return self._bias(distance, query).transpose(0, 1)
 
     def _prefill_bias(self, query_length: int, context_length: int) -> torch.Tensor:
         """[1, num_heads or 1, query_length, padded_length]: -inf for keys after the query, or too far before it."""
-        query = torch.arange(context_length - query_length, context_length, device=self.device)
-        distance = self._positions(context_length)[None, :] - query[:, None]
-        return self._bias(distance).unsqueeze(0)
+        query = torch.arange(context_length - query_length, context_length, device=self.device).unsqueeze(1)
+        return self._bias(self._positions(context_length) - query, query).unsqueeze(0)
 
-    def _bias(self, distance: torch.Tensor) -> torch.Tensor:
-        """distance [...] of a key from the query → bias [num_heads or 1, ...]."""
-        hidden = distance > 0 if self.window is None else (distance > 0) | (distance <= -self.window)
+    def _bias(self, distance: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+        """distance [...] of a key from its query, which is at position `query` → bias [num_heads or 1, ...]."""
+        hidden = distance > 0
+        if self.window is not None:
+            hidden |= distance <= -self.window
+        if self.chunk is not None:
+            hidden |= distance < -(query % self.chunk)
         if self.slopes is None:
             return torch.zeros(distance.shape, device=self.device).masked_fill(hidden, float("-inf")).unsqueeze(0)
         return (self.slopes.view(-1, *[1] * distance.dim()) * distance).masked_fill(hidden, float("-inf"))

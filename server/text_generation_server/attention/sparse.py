@@ -25,23 +25,25 @@ class SparseDecode:
     def __init__(self, rows: torch.Tensor, bias: torch.Tensor, num_heads: int, cache: KVCache) -> None:
         """rows [num_sequences, padded_length, num_kv_heads] int64; bias [num_sequences, num_heads or 1, 1, padded_length],
         -inf where padded. Neighbouring query heads share a key-value head where there are fewer of these."""
-        rows = rows.transpose(1, 2).repeat_interleave(num_heads // rows.shape[2], dim=1)
+        num_kv_heads = rows.shape[2]
+        rows = rows.transpose(1, 2).repeat_interleave(num_heads // num_kv_heads, dim=1)
         bias = bias.expand(-1, num_heads, -1, -1)
         num_pairs = bias.shape[0] * num_heads
+        num_rows = cache.num_blocks * num_kv_heads * cache.block_size
         self.cache = cache
         self.columns = rows.flatten()
         self.row_ends = torch.arange(0, len(self.columns) + 1, bias.shape[-1])
-        self.pattern = _csr(self.row_ends, self.columns, bias.flatten(), (num_pairs, cache.keys[0][..., 0].numel()))
+        self.pattern = _csr(self.row_ends, self.columns, bias.flatten(), (num_pairs, num_rows))
 
     def attend(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
-        """query [num_sequences, num_heads, head_dim] → the same shape."""
+        """query [num_sequences, num_heads, key_dim] → [num_sequences, num_heads, value_dim]."""
         keys, values = self.cache.keys[layer].flatten(0, 2), self.cache.values[layer].flatten(0, 2)
         scores = torch.sparse.sampled_addmm(self.pattern, query.flatten(0, 1), keys.t(), alpha=scale).values()
         weights = scores.view(len(self.row_ends) - 1, -1).softmax(dim=1)
         output = F.embedding_bag(
             self.columns, values, self.row_ends, mode="sum", per_sample_weights=weights.flatten(), include_last_offset=True
         )
-        return output.view_as(query)
+        return output.view(*query.shape[:2], -1)
 
 
 def _csr(row_ends: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from text_generation_server.attention.context import ForwardContext
 from text_generation_server.attention.sdpa import Attend, AttentionKind, PagedAttention
-from text_generation_server.kv_cache import KVCache
+from text_generation_server.kv_cache import KVCache, KVShape
 from text_generation_server.layers.alibi import alibi_slopes
 from text_generation_server.layers.embedding import VocabEmbedding, VocabHead
 from text_generation_server.layers.linear import Linear, RowLinear, load_column_linear
+from text_generation_server.models.contract import PagedModel
 from text_generation_server.parallel import Parallel
 from text_generation_server.weights import Weights
 
@@ -52,14 +53,14 @@ class BloomConfig:
         return self.hidden_size // self.num_heads
 
 
-class Bloom:
+class Bloom(PagedModel):
     prefix = "transformer."
 
     def __init__(self, config: BloomConfig, weights: Weights, parallel: Parallel, quantize: str | None) -> None:
         heads = parallel.split(config.num_heads, "attention heads")
         self.config = config
         self.dtype = weights.dtype
-        self.num_kv_heads = heads.stop - heads.start
+        self.kv_shapes = [KVShape(heads.stop - heads.start, config.head_dim, config.head_dim)] * config.num_layers
         self.slopes = alibi_slopes(config.num_heads)[heads].to(weights.device)
         vocabulary = ("word_embeddings.weight", config.vocab_size, config.hidden_size, parallel)
         self.word_embeddings = VocabEmbedding(weights, *vocabulary)
@@ -71,7 +72,7 @@ class Bloom:
         self.ln_f = LayerNorm(weights, "ln_f", config)
 
     def make_attention(self, cache: KVCache) -> PagedAttention:
-        return PagedAttention(cache, len(self.slopes), self.slopes)
+        return PagedAttention(cache, self.slopes)
 
     def forward(self, token_ids: torch.Tensor, context: ForwardContext, attention: PagedAttention) -> torch.Tensor:
         """token_ids [num_tokens] → hidden states [num_tokens, hidden_size], before the last layer norm."""

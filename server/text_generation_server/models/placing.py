@@ -1,0 +1,100 @@
+"""Placing: our modules take the places of a loaded transformers model's own, as the plan says, on the model's device.
+
+In: a model with this rank's weights on the CPU. Out: the same model, ready to run. One matrix after the other is moved and
+stored anew, so that no more than one is there twice.
+"""
+
+import functools
+import inspect
+import logging
+import re
+from typing import Any
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from text_generation_server.errors import ConfigurationError
+from text_generation_server.layers.experts import ExpertsInPlace, are_experts
+from text_generation_server.layers.in_place import EmbeddingInPlace, LinearInPlace, Style, SummedInPlace
+from text_generation_server.layers.linear import make_linear
+from text_generation_server.models.tensor_plan import TensorPlan
+
+logger = logging.getLogger(__name__)
+
+
+def put_in_place(model: Any, plan: TensorPlan, device: torch.device, quantize: str | None) -> int:
+    """The head is not quantized. Returns what the matrices occupy."""
+    for name in plan.zeroed:
+        model.get_parameter(name).data.zero_()
+    head = _name_of(model, model.get_output_embeddings())
+    names = [name for name, _ in model.named_modules()]
+    weight_bytes = sum(_place_linear(model, name, plan, device, None if name == head else quantize) for name in names)
+    experts = [name for name in names if are_experts(model.get_submodule(name))]
+    weight_bytes += sum(_place_experts(model, name, device, quantize) for name in experts)
+    weight_bytes += _count_others(model, quantize)
+    for name in plan.summed:
+        model.set_submodule(name, SummedInPlace(model.get_submodule(name), plan.parallel))
+    start = plan.parallel.split_padded(plan.num_embeddings).start
+    for name in plan.embedding_names:
+        model.set_submodule(name, EmbeddingInPlace(model.get_submodule(name), start, plan.parallel))
+    model.to(device)
+    return weight_bytes
+
+
+def _place_linear(model: Any, name: str, plan: TensorPlan, device: torch.device, quantize: str | None) -> int:
+    module: Any = model.get_submodule(name)
+    style = plan.styles.get(name, Style.WHOLE)
+    if not _is_plain_linear(module) or (style is Style.WHOLE and _reads_weight(model, name)):
+        if style is not Style.WHOLE and isinstance(module, torch.nn.Linear):
+            raise ConfigurationError(f"{name} is a {type(module).__name__}, which cannot be split over shards")
+        return 0
+    is_row = style in (Style.ROW, Style.ROW_SPLIT)
+    weight = (module.weight.t().contiguous() if isinstance(module, Conv1D) else module.weight).detach().to(device)
+    has_bias = module.bias is not None and (plan.parallel.is_first or not is_row)
+    linear = make_linear(weight, module.bias.detach().to(device) if has_bias else None, quantize)
+    model.set_submodule(name, LinearInPlace(linear, style, plan.parallel, weight))
+    return linear.weight_bytes
+
+
+def _place_experts(model: Any, name: str, device: torch.device, quantize: str | None) -> int:
+    """Unless they are quantized, transformers' own way is the better one: all of them in one call."""
+    module = model.get_submodule(name)
+    if quantize is None:
+        return 0  # counted with the others
+    experts = ExpertsInPlace(module.to(device), lambda weight, bias: make_linear(weight, bias, quantize))
+    model.set_submodule(name, experts)
+    return experts.weight_bytes
+
+
+def _count_others(model: Any, quantize: str | None) -> int:
+    """Experts that transformers does not mark as such stay what they are."""
+    others = [parameter for name, parameter in model.named_parameters() if parameter.dim() == 3 and "expert" in name]
+    size = sum(parameter.nbytes for parameter in others)
+    if quantize and size:
+        logger.warning("experts stay unquantized bytes=%d: transformers multiplies by them in a way of this model's own", size)
+    return size
+
+
+def _is_plain_linear(module: torch.nn.Module) -> bool:
+    """Routers of experts may inherit from it, and do more; Falcon's does the same in other words."""
+    kind = type(module)
+    if "forward" in vars(module):  # another library has wrapped it
+        return False
+    return isinstance(module, Conv1D) or kind.forward is torch.nn.Linear.forward or kind.__name__ == "FalconLinear"
+
+
+def _reads_weight(model: Any, name: str) -> bool:
+    parent_name, _, own_name = name.rpartition(".")
+    kind: Any = type(model.get_submodule(parent_name))
+    return _multiplies_itself(kind, own_name)
+
+
+@functools.cache
+def _multiplies_itself(kind: Any, name: str) -> bool:
+    """Whether a module multiplies by the weight of its linear `name` itself, or moves it: then that must stay what it is."""
+    used = rf"self\.{name}\.weight(?!\.(dtype|device|shape)|, torch\.Tensor\))|self\.{name}\.to\("  # not asked what type it is
+    return re.search(used, inspect.getsource(kind)) is not None
+
+
+def _name_of(model: Any, wanted: torch.nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is wanted)
