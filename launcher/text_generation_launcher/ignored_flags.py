@@ -20,7 +20,6 @@ def _ignored(why: str) -> Any:
 class IgnoredFlags:
     speculate: str | None = _ignored("No tokens are guessed ahead yet; the answers are the same, only slower.")
     kv_cache_dtype: str | None = _ignored("The KV cache has the type of the arithmetic, see --dtype.")
-    trust_remote_code: bool | None = _ignored("No code of a model is ever run.")
     waiting_served_ratio: str | None = _ignored(
         "Prompts join the running batch at every step, so that there is no moment to choose."
     )

@@ -34,9 +34,10 @@ STARTING = "starting the shards"
 USAGE_ERROR = 2  # the exit status of a process that does not understand its command line
 
 
-def _download_command(model_id: str, revision: str | None) -> list[str]:
-    chosen = [] if revision is None else ["--revision", revision]
-    return [sys.executable, "-m", "text_generation_server", "download-weights", model_id, *chosen]
+def _download_command(config: LauncherConfig) -> list[str]:
+    chosen = [] if config.revision is None else ["--revision", config.revision]
+    chosen += ["--trust-remote-code"] if config.trust_remote_code else []
+    return [sys.executable, "-m", "text_generation_server", "download-weights", config.model_id, *chosen]
 
 
 def _shard_command(config: ShardConfig) -> list[str]:
@@ -51,7 +52,7 @@ def _router_command(config: RouterConfig) -> list[str]:
 class Commands:
     """The command line of each child. Tests put small programs here."""
 
-    download: Callable[[str, str | None], list[str]] = _download_command
+    download: Callable[[LauncherConfig], list[str]] = _download_command
     shard: Callable[[ShardConfig], list[str]] = _shard_command
     router: Callable[[RouterConfig], list[str]] = _router_command
 
@@ -133,7 +134,7 @@ class Launch:
         return 1
 
     def _check(self) -> Path | None:
-        """Everything that can be known before anything is started, the quickest first. Out: the folder, if it is local."""
+        """Everything that can be known before anything is started, the quickest first. Out: the folder, if it is known."""
         folder = download.local_folder(self._config.model_id)
         if folder is not None:
             preflight.check_folder(folder)
@@ -143,7 +144,7 @@ class Launch:
 
     def _bring_up(self, folder: Path | None) -> None:
         """The router first: it says how far the rest is."""
-        self._status.write(_first_stage(self._config.model_id, folder), folder)
+        self._status.write(download.first_stage(self._config.model_id, folder) or STARTING, folder)
         self._router = self._start_router()
         if folder is None or download.needs_child(folder):
             folder = download.wait_for_folder(self._start_download, self._stopped, self._hurried, self._look_after_router)
@@ -203,7 +204,7 @@ class Launch:
         return self._num_stop_requests > 1
 
     def _start_download(self) -> Child:
-        return self._start("download", self._commands.download(self._config.model_id, self._config.revision))
+        return self._start("download", self._commands.download(self._config))
 
     def _start_group(self) -> None:
         self._group_is_up = False
@@ -224,8 +225,3 @@ class Launch:
     def _start(self, name: str, argv: list[str], extra: Mapping[str, str] | None = None) -> Child:
         return Child(name, argv, {**self._environment, **(extra or {})}, self._config.json_output)
 
-
-def _first_stage(model_id: str, folder: Path | None) -> str:
-    if folder is None:
-        return f"downloading the weights of {model_id}"
-    return f"preparing the weights of {model_id}" if download.needs_child(folder) else STARTING
