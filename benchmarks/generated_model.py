@@ -76,7 +76,7 @@ def _without_end(source: Path, folder: Path) -> Path:
 def _generate(shape: Shape, folder: Path) -> Path:
     """config.json is written last: where it is, everything is."""
     folder.mkdir(parents=True, exist_ok=True)
-    _tokenizer(shape.vocab_size).save(str(folder / "tokenizer.json"))
+    byte_tokenizer(shape.vocab_size).save(str(folder / "tokenizer.json"))
     _write_weights(shape, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(_config(shape), indent=2))
     return folder
@@ -104,7 +104,7 @@ def _config(shape: Shape) -> dict[str, object]:
     }
 
 
-def _tokenizer(vocab_size: int) -> Tokenizer:
+def byte_tokenizer(vocab_size: int) -> Tokenizer:
     """Reads one token a byte; every further token of the vocabulary is a number, so that any answer is a text."""
     tokens = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokens += [f"Ġ{index}" for index in range(len(tokens), vocab_size)]

@@ -59,6 +59,9 @@ class BareProcess:
     def memory(self) -> Memory:
         return Memory.of(self._process.pid)
 
+    def log(self) -> str:
+        return (Path(self._temporary.name) / "log").read_text(errors="replace")
+
     def _stop(self) -> None:
         self._process.terminate()
         try:
@@ -74,6 +77,6 @@ class ShardProcess(BareProcess):
 
     def __init__(self, folder: Path, arguments: Sequence[str] = ()) -> None:
         super().__init__()
-        self._ready_path = Path(self._temporary.name) / "shard-0"
+        self.socket_path = self._ready_path = Path(self._temporary.name) / "shard-0"
         serve = ["-m", "text_generation_server", "serve", str(folder), "--shard-uds-path", f"{self._temporary.name}/shard"]
         self._command = [sys.executable, *serve, *arguments]
