@@ -66,7 +66,7 @@ def combinations() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("budget", "prefix_caching", "gib"), combinations())
-@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("world_size", [1, 2])
 async def test_a_mixed_batch_answers_like_each_request_alone(
     groups: dict[tuple[int, str], str],
     embedded_model: Path,

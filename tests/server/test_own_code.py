@@ -91,3 +91,12 @@ def test_code_that_cannot_be_used_is_said_in_one_line(folder: Path, code: str) -
     with pytest.raises(ModelError, match="transformers does not know the model of") as caught:
         run(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_code_of_another_repository_is_refused_before_any_runs(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    elsewhere = AUTO_MAP | {"AutoModelForCausalLM": "someone/models--modeling_own.OwnForCausalLM"}
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": elsewhere}))
+    (folder / "modeling_own.py").write_text("raise SystemExit('it was run')")
+    with pytest.raises(ModelError, match="another repository, someone/models--modeling_own.OwnForCausalLM: put it into"):
+        ModelFolder.read(folder, trust_remote_code=True)

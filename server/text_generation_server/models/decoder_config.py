@@ -29,7 +29,7 @@ class DecoderConfig:
 def _unstretched_positions(config: Any) -> int | None:
     """With positions of type 'longrope', a text that grows beyond the original length would have all of its keys computed
     anew, stretched: it ends there instead."""
-    if "longrope" not in rope_types(config):
+    if "longrope" not in _rope_types(config):
         return None
     rope = getattr(config, "rope_parameters", None) or {}
     original = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
@@ -41,11 +41,11 @@ def refuse_dynamic_rope(config: Any) -> None:
     Raises:
         ModelError: a sequence's rotary positions would depend on the longest one that runs with it, or ever ran.
     """
-    if "dynamic" in rope_types(config):
+    if "dynamic" in _rope_types(config):
         raise ModelError("rotary positions of type 'dynamic' change with the longest text that has been seen")
 
 
-def rope_types(config: Any) -> set[str]:
+def _rope_types(config: Any) -> set[str]:
     """How positions are turned into rotations, in any of the layers."""
     rope = getattr(config, "rope_parameters", None) or {}
     return {part["rope_type"] for part in (rope, *rope.values()) if isinstance(part, dict) and "rope_type" in part}

@@ -6,7 +6,6 @@ stored anew, so that no more than one is there twice.
 
 import functools
 import inspect
-import logging
 import re
 from typing import Any
 
@@ -19,19 +18,17 @@ from text_generation_server.layers.in_place import EmbeddingInPlace, LinearInPla
 from text_generation_server.layers.linear import make_linear
 from text_generation_server.models.tensor_plan import TensorPlan
 
-logger = logging.getLogger(__name__)
-
 
 def put_in_place(model: Any, plan: TensorPlan, device: torch.device, quantize: str | None) -> int:
-    """The head is not quantized. Returns what the matrices occupy."""
+    """The head is not quantized. Returns what the matrices that were placed occupy."""
     for name in plan.zeroed:
         model.get_parameter(name).data.zero_()
     head = _name_of(model, model.get_output_embeddings())
     names = [name for name, _ in model.named_modules()]
     weight_bytes = sum(_place_linear(model, name, plan, device, None if name == head else quantize) for name in names)
     experts = [name for name in names if are_experts(model.get_submodule(name))]
-    weight_bytes += sum(_place_experts(model, name, device, quantize) for name in experts)
-    weight_bytes += _count_others(model, quantize)
+    if quantize:  # unless they are, transformers' own way is the better one: all of them in one call
+        weight_bytes += sum(_place_experts(model, name, device, quantize) for name in experts)
     for name in plan.summed:
         model.set_submodule(name, SummedInPlace(model.get_submodule(name), plan.parallel))
     start = plan.parallel.split_padded(plan.num_embeddings).start
@@ -56,23 +53,11 @@ def _place_linear(model: Any, name: str, plan: TensorPlan, device: torch.device,
     return linear.weight_bytes
 
 
-def _place_experts(model: Any, name: str, device: torch.device, quantize: str | None) -> int:
-    """Unless they are quantized, transformers' own way is the better one: all of them in one call."""
+def _place_experts(model: Any, name: str, device: torch.device, quantize: str) -> int:
     module = model.get_submodule(name)
-    if quantize is None:
-        return 0  # counted with the others
     experts = ExpertsInPlace(module.to(device), lambda weight, bias: make_linear(weight, bias, quantize))
     model.set_submodule(name, experts)
     return experts.weight_bytes
-
-
-def _count_others(model: Any, quantize: str | None) -> int:
-    """Experts that transformers does not mark as such stay what they are."""
-    others = [parameter for name, parameter in model.named_parameters() if parameter.dim() == 3 and "expert" in name]
-    size = sum(parameter.nbytes for parameter in others)
-    if quantize and size:
-        logger.warning("experts stay unquantized bytes=%d: transformers multiplies by them in a way of this model's own", size)
-    return size
 
 
 def _is_plain_linear(module: torch.nn.Module) -> bool:

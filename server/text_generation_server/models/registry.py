@@ -77,6 +77,7 @@ def find_way(config: Mapping[str, Any], trust_remote_code: bool = False) -> Way:
     """
     model_type = config.get("model_type", "")
     if trust_remote_code and "auto_map" in config:
+        _refuse_code_from_elsewhere(config["auto_map"])
         return Way.OWN_CODE
     if _is_seq2seq(config):
         return Way.SEQ2SEQ
@@ -86,6 +87,15 @@ def find_way(config: Mapping[str, Any], trust_remote_code: bool = False) -> Way:
     if model_type in ADAPTED:
         return Way.ADAPTER
     return Way.RECOMPUTE if model_type in RECOMPUTED else Way.FALLBACK
+
+
+def _refuse_code_from_elsewhere(auto_map: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ModelError: code would be fetched from a repository, at whatever state, that nobody has said to trust.
+    """
+    if elsewhere := [str(place) for place in auto_map.values() if "--" in str(place)]:
+        raise ModelError(f"auto_map in config.json wants code of another repository, {elsewhere[0]}: put it into the folder")
 
 
 def _is_seq2seq(config: Mapping[str, Any]) -> bool:

@@ -212,7 +212,9 @@ class SequenceCaches:
         return SequenceCache(layers, call)
 
     def keep(self, call: Call, cache: SequenceCache) -> None:
-        """What the call left in its cache."""
+        """What the call left in its cache. Of the call itself nothing stays: it has memory that others want."""
+        for layer in cache.layers:
+            vars(layer).pop("call", None)
         if self.state_bytes:
             self._states.keep(call.sequence_ids, cache.layers)
 

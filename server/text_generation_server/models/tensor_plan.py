@@ -214,8 +214,13 @@ class TensorPlan:
             self._count_heads(name.rpartition(".")[0])
 
     def _check_heads(self, name: str) -> None:
+        """Of a fused projection, rows may divide where heads do not.
+
+        Raises:
+            ConfigurationError: they do not.
+        """
         heads, world_size = self.config.num_attention_heads, self.parallel.world_size
-        if "att" in name and heads % world_size:
+        if "att" in name.lower() and heads % world_size:
             raise ConfigurationError(f"{heads} attention heads cannot be split over {world_size} shards")
 
     def _share(self, name: str, module: Any, style: str, dim: int) -> Cut:

@@ -55,7 +55,6 @@ class TransformersLoader:
         try:
             self.config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
             own_code = getattr(self.config, "auto_map", {}) if trust_remote_code else {}
-            _refuse_code_from_elsewhere(own_code)
             if auto_class.__name__ in own_code:
                 self.model_class: Any = get_class_from_dynamic_module(own_code[auto_class.__name__], folder)
             else:
@@ -101,7 +100,7 @@ class TransformersLoader:
         except LOADING_ERRORS as error:
             raise ModelError(f"transformers cannot load {self.folder}: {_first_line(error)}") from error
         _check_complete(info)
-        weight_bytes = put_in_place(model.eval(), plan, device, quantize)
+        weight_bytes = put_in_place(model.eval(), plan, device, quantize) + _expert_bytes(model, quantize)
         return Loaded(model, plan.vocab_size, weight_bytes, weights.bytes_read)
 
     def _load_quantized(self, method: str, device: torch.device, dtype: torch.dtype, parallel: Parallel) -> "Loaded":
@@ -120,13 +119,12 @@ class Loaded:
     bytes_read: int
 
 
-def _refuse_code_from_elsewhere(auto_map: dict[str, Any]) -> None:
-    """
-    Raises:
-        ModelError: code would be fetched from a repository, at whatever state, that nobody has said to trust.
-    """
-    if elsewhere := [str(place) for place in auto_map.values() if "--" in str(place)]:
-        raise ModelError(f"auto_map in config.json wants code of another repository, {elsewhere[0]}: put it into the folder")
+def _expert_bytes(model: Any, quantize: str | None) -> int:
+    """Of experts that stay what they are: all without `quantize`, else those that transformers does not mark as such."""
+    size = sum(parameter.nbytes for name, parameter in model.named_parameters() if parameter.dim() == 3 and "expert" in name)
+    if quantize and size:
+        logger.warning("experts stay unquantized bytes=%d: transformers multiplies by them in a way of this model's own", size)
+    return size
 
 
 class _Slice:
