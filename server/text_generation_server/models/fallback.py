@@ -4,6 +4,7 @@ In: a model folder. Out: the contract of models. The decoding sequences of a ste
 batched `generate`; each prompt, or chunk of one, is a call of its own. What they attend to comes through `SequenceCaches`.
 """
 
+import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from text_generation_server.attention.context import ForwardContext
 from text_generation_server.errors import ModelError, StepError
 from text_generation_server.kv_cache import KVCache, KVShape
+from text_generation_server.layers.selective_scan import selective_scan
 from text_generation_server.models.decoder_config import refuse_dynamic_rope
 from text_generation_server.models.row_positions import RowPositions
 from text_generation_server.models.sequence_cache import Call, SequenceCaches
@@ -58,6 +60,8 @@ class Fallback(SplitModel):
         self._row_positions = None if is_told else RowPositions.take_over(self._trunk, self.config.max_positions)
         # What a layer attends to is done with when the next one asks, unless layers share it.
         self._reuses_memory = device.type == "cpu" and not getattr(loader.config, "num_kv_shared_layers", None)
+        if device.type == "cpu":
+            _scan_fast(self._trunk)
         self._caches = self._find_caches(loader.config, device)
         self.kv_shapes, self.state_bytes = self._caches.kv_shapes, self._caches.state_bytes
         takes_parts = self._model_type not in WHOLE_PROMPTS
@@ -152,6 +156,13 @@ class Fallback(SplitModel):
         if found := [name for name in CACHE_NAMES if name in self._trunk_takes]:
             return found[0]
         raise ModelError(f"{type(self._trunk).__name__} of model type {self._model_type!r} takes no cache")
+
+
+def _scan_fast(trunk: Any) -> None:
+    """For all trunks of this kind in this process: their layers find the function in their module."""
+    module = sys.modules[type(trunk).__module__]
+    if hasattr(module, "mamba_selective_scan"):
+        module.mamba_selective_scan = selective_scan
 
 
 class _CarriedCaches:
