@@ -5,6 +5,7 @@ import asyncio
 import logging
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from text_generation_proto import flags, logs
 from text_generation_server.config import ShardConfig
@@ -52,18 +53,22 @@ def main() -> None:
 
 def _serve(config: ShardConfig) -> int:
     logs.configure(f"shard rank={config.rank}" if config.world_size > 1 else "shard", config.json_output)
-    # Before torch is loaded: OpenMP's threads spin while they wait for each other, and a router or a client that takes one
-    # of their cores for a moment makes a step many times as long. Waiting asleep costs a few percent on a quiet machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Before torch is loaded: OpenMP's threads spin for a moment when they wait for each other. Asleep at once, they take
+    # nearly twice as long for a small step; spinning on, they stand in the way of a router that wants their core.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     from text_generation_server.download import download_weights
     from text_generation_server.errors import ShardError
     from text_generation_server.runner import load_runner
     from text_generation_server.service import serve
 
     try:
-        folder = download_weights(config.model_id, config.revision, config.trust_remote_code)
-        runner = load_runner(config, folder)
-        return asyncio.run(serve(config, runner))
+        # The steps' thread loads too: each thread that computes gets OpenMP threads of its own, and more of them than cores
+        # would wait for each other asleep whatever was asked for.
+        device_thread = ThreadPoolExecutor(1, "device")
+        folder = device_thread.submit(download_weights, config.model_id, config.revision, config.trust_remote_code).result()
+        runner = device_thread.submit(load_runner, config, folder).result()
+        return asyncio.run(serve(config, runner, device_thread))
     except ShardError as error:
         logging.getLogger(__name__).error("Error: %s", error)
         return 1

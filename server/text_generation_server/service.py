@@ -29,7 +29,6 @@ from text_generation_proto.shard_pb2 import (
     Step,
     StepResult,
 )
-from text_generation_server import device as devices
 from text_generation_server.config import ShardConfig
 from text_generation_server.errors import ConfigurationError, ModelError, ShardLost, StepError
 from text_generation_server.generation import Generation
@@ -44,11 +43,12 @@ STOP_GRACE_SECONDS = 1.0
 class ShardService(shard_pb2_grpc.ShardServicer):
     """`lost` is set when the other ranks are gone: a shard alone can do nothing but end."""
 
-    def __init__(self, config: ShardConfig, runner: Runner) -> None:
+    def __init__(self, config: ShardConfig, runner: Runner, device_thread: ThreadPoolExecutor) -> None:
+        """`device_thread`: the one that loaded the runner, and nothing else runs on."""
         self.config = config
         self.runner = runner
         self.lost: asyncio.Future[ShardLost] = asyncio.get_running_loop().create_future()
-        self._device_thread = ThreadPoolExecutor(1, "device", initializer=devices.select, initargs=(runner.device,))
+        self._device_thread = device_thread
         self._driver = asyncio.Lock()
         self._tokenizer: Tokenizer | None = None
 
@@ -172,13 +172,13 @@ class ShardService(shard_pb2_grpc.ShardServicer):
             self.lost.set_result(error)
 
 
-async def serve(config: ShardConfig, runner: Runner) -> int:
+async def serve(config: ShardConfig, runner: Runner, device_thread: ThreadPoolExecutor) -> int:
     """Listens until SIGTERM or SIGINT (→ 0) or until the other ranks are lost (→ 1). Leaves no socket file."""
     _check_socket_is_free(config.socket_path)
     stopped = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stopped.set)
-    service = ShardService(config, runner)
+    service = ShardService(config, runner, device_thread)
     server = await _start_server(config, service)
     logger.info("listening socket=%s", config.socket_path)
     service.lost.add_done_callback(lambda _: stopped.set())
