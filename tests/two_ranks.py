@@ -54,6 +54,11 @@ def sampler_input() -> tuple[torch.Tensor, list[Any]]:
     return logits, [SequenceState(0, seen, sampling, num_prompt_tokens=3, num_top_tokens=n) for sampling, n in rows]
 
 
+def _large(rank: int) -> torch.Tensor:
+    """More than ranks hand each other at once."""
+    return torch.arange(700_000.0).view(7, -1) * (rank + 1)
+
+
 def _rank(rank: int, model: Path, folder: Path, port: int) -> None:
     from runner_steps import all_logits, generate, make_runner, score_prompt
     from sampling_rows import VOCAB_SIZE
@@ -70,7 +75,9 @@ def _rank(rank: int, model: Path, folder: Path, port: int) -> None:
     runner = make_runner(model, parallel, kv_cache_gib=0.01 * (rank + 1))
     results = {
         "all_reduce": parallel.all_reduce(mine.clone()),
+        "all_reduce_large": parallel.all_reduce(_large(rank)),
         "all_gather": parallel.all_gather(mine),
+        "all_gather_large": parallel.all_gather(_large(rank)),
         "broadcast": parallel.broadcast(mine.clone()),
         "minimum": parallel.minimum(7 - rank),
         "sampled": tuple(sampler.sample(logits[:, sampler.rows].clone(), sequences)),

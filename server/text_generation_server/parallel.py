@@ -1,16 +1,22 @@
 """Parallel: this rank among the others, and the collectives between them. With one rank everything is a no-op.
 
-In: rank, world_size and the meeting place. Out: sums and gathers over all ranks (NCCL on CUDA, Gloo on CPU).
-The only file that calls torch.distributed. Knows nothing of models.
+In: rank, world_size and the meeting place. Out: sums and gathers over all ranks: NCCL on CUDA; on CPU memory that the ranks
+share, or Gloo where there is none. The only file that calls torch.distributed. Knows nothing of models.
 """
 
+import contextlib
 import datetime
+import logging
+import os
 from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 
 from text_generation_server.errors import ConfigurationError, ShardLost
+from text_generation_server.shared_memory import SLOT_BYTES, SharedMemory
+
+logger = logging.getLogger(__name__)
 
 MEETING_SIZE = 3
 
@@ -18,10 +24,17 @@ MEETING_SIZE = 3
 class Parallel:
     """Every method must be called by all ranks in the same order; a failure is a `ShardLost`."""
 
-    def __init__(self, rank: int = 0, world_size: int = 1, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | None = None,
+        memory: SharedMemory | None = None,
+    ) -> None:
         self.rank = rank
         self.world_size = world_size
         self.device = device or torch.device("cpu")
+        self._memory = memory
 
     @classmethod
     def connect(
@@ -39,15 +52,22 @@ class Parallel:
                 raise ConfigurationError(reason) from error
             except RuntimeError as error:
                 raise ShardLost(f"the other ranks did not come: {_first_line(error)}") from error
-        return cls(rank, world_size, device)
+        shares = world_size > 1 and device.type == "cpu"
+        return cls(rank, world_size, device, _share_memory(rank, world_size, timeout_seconds) if shares else None)
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sums `tensor` over the ranks, in place."""
-        if self.world_size > 1:
+        """Sums `tensor`, which is contiguous, over the ranks, in place."""
+        if self._memory is not None:
+            for piece in tensor.view(-1).split(SLOT_BYTES // tensor.element_size()):
+                first, *others = self._memory.all_gather(piece)
+                piece.copy_(first)
+                for part in others:  # in the same order on every rank: they all have the same sum
+                    piece += part
+        elif self.world_size > 1:
             _guarded(lambda: dist.all_reduce(tensor))
         return tensor
 
@@ -55,13 +75,20 @@ class Parallel:
         """[...] on each rank → [world_size, ...] on all of them."""
         if self.world_size == 1:
             return tensor.unsqueeze(0)
+        tensor = tensor.contiguous()
+        if self._memory is not None:
+            pieces = tensor.view(-1).split(SLOT_BYTES // tensor.element_size())
+            gathered = torch.cat([self._memory.all_gather(piece).clone() for piece in pieces], dim=1)
+            return gathered.view(self.world_size, *tensor.shape)
         parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
-        _guarded(lambda: dist.all_gather(parts, tensor.contiguous()))
+        _guarded(lambda: dist.all_gather(parts, tensor))
         return torch.stack(parts)
 
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
         """Rank 0's `tensor` to all, in place."""
-        if self.world_size > 1:
+        if self._memory is not None:
+            tensor.copy_(self.all_gather(tensor)[0])
+        elif self.world_size > 1:
             _guarded(lambda: dist.broadcast(tensor, src=0))
         return tensor
 
@@ -97,6 +124,24 @@ class Parallel:
 
     def padded_share(self, size: int) -> int:
         return -(-size // self.world_size)
+
+
+def _share_memory(rank: int, world_size: int, timeout_seconds: float) -> SharedMemory | None:
+    """None on every rank where one of them cannot."""
+    path, memory = [""], None
+    if rank == 0:
+        with contextlib.suppress(OSError):
+            path = [SharedMemory.create(world_size)]
+    _guarded(lambda: dist.broadcast_object_list(path))
+    with contextlib.suppress(OSError):
+        memory = SharedMemory(path[0], rank, world_size, timeout_seconds)
+    can_share = torch.tensor(int(memory is not None))
+    _guarded(lambda: dist.all_reduce(can_share, dist.ReduceOp.MIN))
+    if rank == 0 and path[0]:
+        os.unlink(path[0])
+    if not can_share:
+        logger.warning("the ranks share no memory: they talk through sockets, which takes longer")
+    return memory if can_share else None
 
 
 def _guarded(collective: Callable[[], object]) -> None:

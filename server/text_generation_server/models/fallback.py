@@ -17,9 +17,10 @@ from text_generation_server.attention.context import ForwardContext
 from text_generation_server.errors import ModelError, StepError
 from text_generation_server.kv_cache import KVCache, KVShape
 from text_generation_server.layers.selective_scan import selective_scan
+from text_generation_server.models.call import Call
 from text_generation_server.models.decoder_config import refuse_dynamic_rope
 from text_generation_server.models.row_positions import RowPositions
-from text_generation_server.models.sequence_cache import Call, SequenceCaches
+from text_generation_server.models.sequence_cache import SequenceCaches
 from text_generation_server.models.split_model import SplitModel
 from text_generation_server.models.states import States, num_bytes
 from text_generation_server.models.transformers_loader import TransformersLoader

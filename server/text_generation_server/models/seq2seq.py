@@ -20,10 +20,11 @@ from text_generation_server.attention.context import ForwardContext
 from text_generation_server.decoding import Decoding
 from text_generation_server.errors import StepError
 from text_generation_server.kv_cache import KVCache, KVShape
+from text_generation_server.models.call import Call
 from text_generation_server.models.contract import PagedModel
 from text_generation_server.models.row_positions import RowPositions
 from text_generation_server.models.seq2seq_config import Seq2seqConfig, check_vocabularies, read_decoding
-from text_generation_server.models.sequence_cache import Call, PagedLayer, SequenceCache
+from text_generation_server.models.sequence_cache import PagedLayer, SequenceCache
 from text_generation_server.models.split_model import GivenOutput, without_trunk
 from text_generation_server.models.transformers_loader import TransformersLoader
 from text_generation_server.parallel import Parallel
