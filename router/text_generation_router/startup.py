@@ -5,6 +5,7 @@ is waited for. Knows nothing of HTTP.
 """
 
 import asyncio
+import gc
 import pathlib
 
 from text_generation_router.chat_template import ChatTemplate
@@ -35,6 +36,8 @@ class Startup:
         await asyncio.to_thread(self._load, folder)
         self._engine.status = "waiting for shards"
         await self._engine.start()
+        gc.collect()
+        gc.freeze()  # what is here by now stays: no collection in the middle of an answer has to look through it
         await asyncio.gather(self._engine.wait_failed(), self._follow_launch())
 
     def _load(self, folder: pathlib.Path) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -68,6 +69,8 @@ def _serve(config: ShardConfig) -> int:
         device_thread = ThreadPoolExecutor(1, "device")
         folder = device_thread.submit(download_weights, config.model_id, config.revision, config.trust_remote_code).result()
         runner = device_thread.submit(load_runner, config, folder).result()
+        gc.collect()
+        gc.freeze()  # what is here by now stays: no collection in the middle of a step has to look through it
         return asyncio.run(serve(config, runner, device_thread))
     except ShardError as error:
         logging.getLogger(__name__).error("Error: %s", error)

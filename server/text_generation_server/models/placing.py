@@ -4,9 +4,11 @@ In: a model with this rank's weights on the CPU. Out: the same model, ready to r
 stored anew, so that no more than one is there twice.
 """
 
+import ast
 import functools
 import inspect
 import re
+import textwrap
 from typing import Any
 
 import torch
@@ -77,8 +79,29 @@ def _reads_weight(model: Any, name: str) -> bool:
 @functools.cache
 def _multiplies_itself(kind: Any, name: str) -> bool:
     """Whether a module multiplies by the weight of its linear `name` itself, or moves it: then that must stay what it is."""
-    used = rf"self\.{name}\.weight(?!\.(dtype|device|shape)|, torch\.Tensor\))|self\.{name}\.to\("  # not asked what type it is
-    return re.search(used, inspect.getsource(kind)) is not None
+    source = _source(kind)
+    if re.search(rf"self\.{name}\.(weight|to\()", source) is None:
+        return False
+    return _uses_weight(ast.parse(textwrap.dedent(source)), f"self.{name}")
+
+
+@functools.cache
+def _source(kind: Any) -> str:
+    return inspect.getsource(kind)  # it parses the whole file
+
+
+def _uses_weight(node: ast.AST, linear: str) -> bool:
+    """Other than for asking what it is. What is for training only does not count."""
+    match node:
+        case ast.If(test=test, orelse=rest) if "self.training" in ast.unparse(test).split(" and "):
+            return any(_uses_weight(child, linear) for child in rest)
+        case ast.Attribute(value=value, attr="dtype" | "device" | "shape") if ast.unparse(value) == f"{linear}.weight":
+            return False
+        case ast.Call(func=ast.Name(id="isinstance")):
+            return False
+        case ast.Attribute(attr="weight" | "to") if ast.unparse(node) in (f"{linear}.weight", f"{linear}.to"):
+            return True
+    return any(_uses_weight(child, linear) for child in ast.iter_child_nodes(node))
 
 
 def _name_of(model: Any, wanted: torch.nn.Module) -> str:
