@@ -89,10 +89,12 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def measure_perplexities(arguments: argparse.Namespace) -> dict[str | None, float]:
+def measure_perplexities(arguments: argparse.Namespace) -> dict[str, float]:
+    """By what stores the weights; bfloat16 is what most checkpoints come in."""
     folder = model_folder(arguments.model, arguments.cache)
     windows = _text_windows(folder, arguments) if arguments.text else _own_windows(folder, arguments)
-    return {kind: _perplexity(folder, kind, arguments.dtype, windows) for kind in KINDS}
+    plain = {f"none ({dtype})": _perplexity(folder, None, dtype, windows) for dtype in dict.fromkeys((arguments.dtype, "bfloat16"))}
+    return plain | {kind: _perplexity(folder, kind, arguments.dtype, windows) for kind in KINDS if kind}
 
 
 def measure_costs(arguments: argparse.Namespace) -> dict[str | None, Cost]:
@@ -153,10 +155,10 @@ def _tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
-def perplexity_table(perplexities: dict[str | None, float], dtype: str) -> str:
-    plain = perplexities[None]
-    rows = [[kind or f"none ({dtype})", f"{value:.3f}", f"{value / plain - 1:+.2%}"] for kind, value in perplexities.items()]
-    return markdown(("--quantize", "perplexity", "beside none"), rows)
+def perplexity_table(perplexities: dict[str, float]) -> str:
+    plain = next(iter(perplexities.values()))
+    rows = [[kind, f"{value:.3f}", f"{value / plain - 1:+.2%}"] for kind, value in perplexities.items()]
+    return markdown(("--quantize", "perplexity", "beside the first"), rows)
 
 
 def cost_table(costs: dict[str | None, Cost], bare: dict[str, Memory], dtype: str) -> str:
@@ -182,7 +184,7 @@ def main() -> None:
     source = f"{arguments.text.name}, its last {arguments.tail:.0%}" if arguments.text else "texts drawn by the model itself"
     print(f"{heading()}\n")
     print(f"{arguments.model}, perplexity on {source}:\n")
-    print(perplexity_table(perplexities, arguments.dtype))
+    print(perplexity_table(perplexities))
     print(f"\n{arguments.large_model}, a loaded shard ({MEMORY_KV_GIB} GiB of KV cache) and its decode steps:\n")
     print(cost_table(costs, bare, arguments.dtype))
 

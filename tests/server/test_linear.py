@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from text_generation_server.layers.int8_cpu import Int8CpuLinear
 from text_generation_server.layers.linear import (
     PackedLinear,
     PlainLinear,
@@ -14,7 +15,7 @@ from text_generation_server.layers.linear import (
     load_column_linear,
     make_linear,
 )
-from text_generation_server.layers.quantized import FourBitLinear, Int8Linear
+from text_generation_server.layers.quantized import FourBitLinear
 from text_generation_server.parallel import Parallel
 from text_generation_server.weights import Weights
 
@@ -33,7 +34,7 @@ def weights(tmp_path: Path) -> Weights:
     [
         (torch.float32, None, PackedLinear),
         (torch.bfloat16, None, PlainLinear),
-        (torch.float32, "bitsandbytes", Int8Linear),
+        (torch.float32, "bitsandbytes", Int8CpuLinear),
         (torch.float32, "bitsandbytes-nf4", FourBitLinear),
         (torch.float32, "bitsandbytes-fp4", FourBitLinear),
     ],

@@ -8,6 +8,7 @@ one all-reduce.
 import torch
 import torch.nn.functional as F
 
+from text_generation_server.layers.int8_cpu import Int8CpuLinear
 from text_generation_server.layers.quantized import FourBitLinear, Int8Linear
 from text_generation_server.parallel import Parallel
 from text_generation_server.weights import Weights
@@ -43,13 +44,13 @@ class PackedLinear(torch.nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
-Linear = PlainLinear | PackedLinear | Int8Linear | FourBitLinear
+Linear = PlainLinear | PackedLinear | Int8Linear | Int8CpuLinear | FourBitLinear
 
 
 def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, quantize: str | None = None) -> Linear:
     """The module that multiplies by `weight` [out, in] fastest in the kind of storage asked for."""
     if quantize == "bitsandbytes":
-        return Int8Linear(weight, bias)
+        return Int8CpuLinear(weight, bias) if weight.device.type == "cpu" else Int8Linear(weight, bias)
     if quantize in ("bitsandbytes-nf4", "bitsandbytes-fp4"):
         return FourBitLinear(weight, bias, quantize.removeprefix("bitsandbytes-"))
     if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():

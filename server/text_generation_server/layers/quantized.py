@@ -1,4 +1,4 @@
-"""Matrices in 8 or 4 bits, in bitsandbytes' own formats, on CUDA and on CPU.
+"""Matrices in bitsandbytes' own formats: 8 bits on CUDA, 4 bits on CUDA and on CPU.
 
 In: a rank's slice of a weight. Out: a module that multiplies by it. bitsandbytes is imported only when asked for.
 """
@@ -21,12 +21,10 @@ class Int8Linear(torch.nn.Module):
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
         bnb = import_bitsandbytes()
-        # bitsandbytes' CUDA kernel quantizes from 16 bits only.
-        source = weight.half() if weight.device.type == "cuda" else weight
         self.state = bnb.MatmulLtState()
         self.state.threshold = OUTLIER_THRESHOLD
         self.state.has_fp16_weights = False
-        self.state.CB, self.state.SCB, _ = bnb.functional.int8_vectorwise_quant(source)
+        self.state.CB, self.state.SCB, _ = bnb.functional.int8_vectorwise_quant(weight.half())  # its kernel takes 16 bits only
         self.matmul = bnb.matmul
         self.bias = bias
 
