@@ -93,7 +93,8 @@ def measure_perplexities(arguments: argparse.Namespace) -> dict[str, float]:
     """By what stores the weights; bfloat16 is what most checkpoints come in."""
     folder = model_folder(arguments.model, arguments.cache)
     windows = _text_windows(folder, arguments) if arguments.text else _own_windows(folder, arguments)
-    plain = {f"none ({dtype})": _perplexity(folder, None, dtype, windows) for dtype in dict.fromkeys((arguments.dtype, "bfloat16"))}
+    dtypes = dict.fromkeys((arguments.dtype, "bfloat16"))
+    plain = {f"none ({dtype})": _perplexity(folder, None, dtype, windows) for dtype in dtypes}
     return plain | {kind: _perplexity(folder, kind, arguments.dtype, windows) for kind in KINDS if kind}
 
 
