@@ -78,7 +78,7 @@ test: .venv/installed-dev  ## all tests that need neither GPU nor network
 test-slow: .venv/installed-dev  ## what `make test` leaves out because it takes long
 	@$(BIN)/python -m pytest -m slow
 
-test-models: .venv/installed-dev  ## every model type of transformers, and a chat model that was trained: half an hour
+test-models: .venv/installed-dev  ## every model type of transformers, and a chat model that was trained: some ten minutes
 	@$(BIN)/python -m pytest -m models
 
 models-table: .venv/installed-dev  ## serve every model type once more and write down what held: half an hour

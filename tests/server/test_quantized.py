@@ -57,6 +57,12 @@ def test_a_row_in_int8_is_the_same_in_any_company() -> None:
     assert torch.equal(linear(torch.zeros(2, 128)), torch.zeros(2, 64))
 
 
+def test_without_fbgemm_one_line_says_what_int8_needs(random_bloom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("text_generation_server.layers.int8_cpu.ENGINES", ["qnnpack"])
+    with pytest.raises(ConfigurationError, match="needs an x86 processor or a GPU; the 4-bit kinds do not"):
+        make_runner(random_bloom, quantize="bitsandbytes")
+
+
 @pytest.mark.parametrize(
     ("quantize", "max_error"), [("bitsandbytes", 0.1), ("bitsandbytes-nf4", 0.5), ("bitsandbytes-fp4", 0.6)]
 )

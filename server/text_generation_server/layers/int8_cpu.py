@@ -9,6 +9,9 @@ import warnings
 
 import torch
 
+from text_generation_server.errors import ConfigurationError
+
+ENGINES = torch.backends.quantized.supported_engines
 WEIGHT_LEVELS = 127
 # Of a digit. Without VNNI, two products are added in 16 bits: 2 · 127 · 127 still fits, twice as much would not.
 DIGIT_LEVELS = 63
@@ -19,7 +22,13 @@ class Int8CpuLinear(torch.nn.Module):
     """weight [out, in] and bias [out], of any floating type: [..., in] → [..., out]."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """
+        Raises:
+            ConfigurationError: this build of PyTorch is without FBGEMM, which is for x86 only.
+        """
         super().__init__()
+        if "fbgemm" not in ENGINES:
+            raise ConfigurationError("--quantize bitsandbytes needs an x86 processor or a GPU; the 4-bit kinds do not")
         weight = weight.float()
         scales = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / WEIGHT_LEVELS
         zero_points = torch.zeros(len(scales), dtype=torch.long)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from text_generation_server.attention.context import ForwardContext
@@ -75,7 +74,7 @@ class Fallback(SplitModel):
         Raises:
             ModelError: transformers does not know the model.
         """
-        loader = TransformersLoader(folder, transformers.AutoModelForCausalLM, None)
+        loader = SplitModel.make_loader(folder)
         if hasattr(loader.config, "rescale_every"):
             loader.config.rescale_every = 0  # RWKV would halve weights that are not there any more, against float16's limits
         return loader

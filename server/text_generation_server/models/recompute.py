@@ -8,13 +8,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 import torch
-import transformers
 
 from text_generation_server.attention.context import ForwardContext
 from text_generation_server.errors import StepError
 from text_generation_server.kv_cache import KVCache, KVShape
 from text_generation_server.models.split_model import SplitModel
-from text_generation_server.models.transformers_loader import TransformersLoader
 from text_generation_server.parallel import Parallel
 
 
@@ -34,14 +32,6 @@ class Recompute(SplitModel):
         self.kv_shapes: list[KVShape] = []
         self.state_bytes = self.config.max_positions * torch.long.itemsize
         self._tokens: dict[int, torch.Tensor] = {}
-
-    @staticmethod
-    def make_loader(folder: Path) -> TransformersLoader:
-        """
-        Raises:
-            ModelError: transformers does not know the model.
-        """
-        return TransformersLoader(folder, transformers.AutoModelForCausalLM, None)
 
     def make_attention(self, cache: KVCache) -> None:
         """Nothing is kept in blocks."""

@@ -6,14 +6,16 @@ own forward with the trunk left out, so that scales and caps of logits hold. Kno
 
 import copy
 import inspect
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from text_generation_server.decoding import Decoding
 from text_generation_server.models.decoder_config import DecoderConfig
-from text_generation_server.models.transformers_loader import Loaded
+from text_generation_server.models.transformers_loader import Loaded, TransformersLoader
 
 
 class SplitModel:
@@ -29,6 +31,14 @@ class SplitModel:
         self._trunk_takes = frozenset(inspect.signature(self._trunk.forward).parameters)
         self._head = without_trunk(model, name)
         self._head_takes = "inputs_embeds" if "inputs_embeds" in inspect.signature(model.forward).parameters else "input_ids"
+
+    @staticmethod
+    def make_loader(folder: Path) -> TransformersLoader:
+        """
+        Raises:
+            ModelError: transformers does not know the model.
+        """
+        return TransformersLoader(folder, transformers.AutoModelForCausalLM, None)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [num_rows, hidden_size] → this rank's logits [num_rows, vocab_size_local] float32, with all that the model
