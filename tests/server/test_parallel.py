@@ -1,10 +1,14 @@
 """One rank is a no-op; two ranks sum, gather and agree, and one whose partner dies says so."""
 
+import multiprocessing
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from shard_processes import free_port
+from text_generation_server import shared_memory
 from text_generation_server.errors import ConfigurationError
 from text_generation_server.parallel import Parallel
 from two_ranks import TIMEOUT_SECONDS
@@ -29,6 +33,29 @@ def test_two_ranks_sum_gather_and_agree(ranks: list[dict[str, Any]]) -> None:
         assert torch.equal(results["all_gather_large"], torch.stack([large, large * 2]))
         assert results["broadcast"].tolist() == [0, 1, 2, 3]
         assert results["minimum"] == 6
+
+
+def test_ranks_that_can_share_no_memory_do_the_same_through_sockets(tmp_path: Path) -> None:
+    context, port = multiprocessing.get_context("spawn"), free_port()
+    processes = [context.Process(target=_rank_without_memory, args=(rank, port, tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        process.kill()
+    for rank in range(2):
+        summed, gathered, first = torch.load(tmp_path / f"{rank}.pt")
+        assert (summed.tolist(), gathered.tolist(), first.tolist()) == ([10, 12], [[0, 1], [10, 11]], [0, 1])
+
+
+def _rank_without_memory(rank: int, port: int, folder: Path) -> None:
+    if rank == 0:
+        shared_memory.MEMORY_FOLDER = folder / "none"
+    parallel = Parallel.connect(rank, 2, torch.device("cpu"), "127.0.0.1", port, TIMEOUT_SECONDS)
+    mine = torch.arange(2.0) + 10 * rank
+    found = parallel.all_reduce(mine.clone()), parallel.all_gather(mine), parallel.broadcast(mine.clone())
+    torch.save(found, folder / f"{rank}.pt")
+    parallel.minimum(0)  # both have saved
 
 
 def test_a_rank_whose_partner_dies_says_so_in_one_line_and_in_time(ranks: list[dict[str, Any]]) -> None:
