@@ -22,7 +22,7 @@ EMBEDDED = Path(__file__).parent.parent / "models" / "tiny-bloom"
 DEFAULT_CACHE = Path.home() / ".cache" / "text-generation-inference" / "benchmarks"
 INITIALIZER_RANGE = 0.02  # BLOOM's own; with layer norms of ones and biases of zeros nothing overflows
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>")
-DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,7 +35,8 @@ class Shape:
 
 
 SHAPES = {
-    "560m": Shape(1024, 24, 16, 250880, torch.float32),
+    "560m": Shape(1024, 24, 16, 250880, torch.float16),  # as it was published
+    "560m-float32": Shape(1024, 24, 16, 250880, torch.float32),
     "7b1": Shape(4096, 30, 32, 250880, torch.bfloat16),
     # What one rank of eight reads of BLOOM-176B (70 layers, 44 GB in bfloat16, an eighth of the vocabulary), as a model of
     # its own: a BLOOM's heads make up its width, so the slice is squared off, 5120 x 5120 for 14336 x 1792.

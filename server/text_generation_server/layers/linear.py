@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from text_generation_server.layers.int8_cpu import Int8CpuLinear
+from text_generation_server.layers.narrow import NarrowLinear, narrow_exponent
 from text_generation_server.layers.quantized import FourBitLinear, Int8Linear
 from text_generation_server.parallel import Parallel
 from text_generation_server.weights import Weights
@@ -44,7 +45,7 @@ class PackedLinear(torch.nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
-Linear = PlainLinear | PackedLinear | Int8Linear | Int8CpuLinear | FourBitLinear
+Linear = PlainLinear | PackedLinear | NarrowLinear | Int8Linear | Int8CpuLinear | FourBitLinear
 
 
 def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, quantize: str | None = None) -> Linear:
@@ -53,9 +54,11 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, quantize: str |
         return Int8CpuLinear(weight, bias) if weight.device.type == "cpu" else Int8Linear(weight, bias)
     if quantize in ("bitsandbytes-nf4", "bitsandbytes-fp4"):
         return FourBitLinear(weight, bias, quantize.removeprefix("bitsandbytes-"))
-    if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        return PackedLinear(weight, bias)
-    return PlainLinear(weight, bias)
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return PlainLinear(weight, bias)
+    if (exponent := narrow_exponent(weight)) is not None:
+        return NarrowLinear(weight, bias, exponent)
+    return PackedLinear(weight, bias) if torch.backends.mkldnn.is_available() else PlainLinear(weight, bias)
 
 
 def load_column_linear(
