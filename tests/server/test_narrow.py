@@ -68,4 +68,5 @@ def test_a_power_of_two_makes_room_for_weights_that_are_large_or_small() -> None
         exponent = narrow_exponent(weight)
         assert exponent is not None and exponent != 0
         x = torch.randn(3, 8)
-        torch.testing.assert_close(NarrowLinear(weight, None, exponent)(x), F.linear(x, weight))
+        # sums of another order differ by roundings of the terms, so the tolerance is one of terms of size 1
+        torch.testing.assert_close(NarrowLinear(weight, None, exponent)(x) / factor, F.linear(x, weight / factor))
