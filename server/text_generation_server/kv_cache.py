@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+NARROW_DTYPES = (torch.float16, torch.float8_e4m3fn)  # activations of real models reach their limits
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class KVShape:
@@ -30,6 +32,8 @@ class KVCache:
     ) -> None:
         self.block_size = block_size
         self.num_blocks = num_blocks
+        self.dtype = dtype
+        self.device = device
         blocks = [(num_blocks, shape.num_heads, block_size) for shape in shapes]
         self.keys = [_zeros((*block, shape.key_dim), dtype, device) for block, shape in zip(blocks, shapes, strict=True)]
         self.values = [_zeros((*block, shape.value_dim), dtype, device) for block, shape in zip(blocks, shapes, strict=True)]
@@ -41,12 +45,23 @@ class KVCache:
         blocks, offsets = slots // self.block_size, slots % self.block_size
         return (blocks.unsqueeze(-1) * num_heads + heads) * self.block_size + offsets.unsqueeze(-1)
 
+    def fit(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The same in the cache's type. What has overflowed, or would, becomes the largest number there is, and what is no
+        number 0: what went wrong in one sequence must not reach the next owner of its blocks."""
+        if self.dtype not in NARROW_DTYPES:
+            return tensor.to(self.dtype)
+        limit = torch.finfo(self.dtype).max
+        return tensor.nan_to_num().clamp(-limit, limit).to(self.dtype)
+
     def write(self, layer: int, rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """key, value [num_tokens, num_heads, head_dim] → their `rows` [num_tokens * num_heads]."""
-        if key.dtype == torch.float16:  # what overflowed in one sequence must not reach the next owner of its blocks
-            key, value = key.nan_to_num(), value.nan_to_num()
-        self.keys[layer].flatten(0, 2).index_copy_(0, rows, key.flatten(0, 1))
-        self.values[layer].flatten(0, 2).index_copy_(0, rows, value.flatten(0, 1))
+        for blocks, new in ((self.keys[layer], key), (self.values[layer], value)):
+            bits(blocks).flatten(0, 2).index_copy_(0, rows, bits(self.fit(new)).flatten(0, 1))
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """float8 as bytes: not every operation that moves numbers knows it."""
+    return tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

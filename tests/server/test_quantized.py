@@ -59,12 +59,13 @@ def test_a_row_in_int8_is_the_same_in_any_company() -> None:
 
 def test_without_fbgemm_one_line_says_what_int8_needs(random_bloom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("text_generation_server.layers.int8_cpu.ENGINES", ["qnnpack"])
-    with pytest.raises(ConfigurationError, match="needs an x86 processor or a GPU; the 4-bit kinds do not"):
+    with pytest.raises(ConfigurationError, match="needs an x86 processor; the 4-bit kinds do not"):
         make_runner(random_bloom, quantize="bitsandbytes")
 
 
 @pytest.mark.parametrize(
-    ("quantize", "max_error"), [("bitsandbytes", 0.1), ("bitsandbytes-nf4", 0.5), ("bitsandbytes-fp4", 0.6)]
+    ("quantize", "max_error"),
+    [("bitsandbytes", 0.1), ("bitsandbytes-nf4", 0.5), ("bitsandbytes-fp4", 0.6), ("int8-dynamic", 0.1)],
 )
 def test_a_quantized_model_runs_and_stays_near_the_exact_one(random_bloom: Path, quantize: str, max_error: float) -> None:
     exact, quantized = make_runner(random_bloom), make_runner(random_bloom, quantize=quantize)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from text_generation_server.attention.context import ForwardContext
-from text_generation_server.attention.sdpa import AttentionKind, PagedAttention
+from text_generation_server.attention.kind import AttentionKind
+from text_generation_server.attention.sdpa import PagedAttention
 from text_generation_server.kv_cache import KVCache, KVShape
 from text_generation_server.layers.alibi import alibi_slopes
 

@@ -4,37 +4,16 @@ In: queries, keys and values of a packed batch. Out: attended values. Keys and v
 chunks gather theirs one by one; decoding sequences do so in one padded call, or not at all where `sparse` can.
 """
 
-import dataclasses
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 
 from text_generation_server.attention import sparse
 from text_generation_server.attention.context import ForwardContext
-from text_generation_server.kv_cache import KVCache
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class AttentionKind:
-    """How a layer attends. Layers of one model may differ."""
-
-    scale: float
-    window: int | None = None  # a position sees itself and the window - 1 before it
-    chunk: int | None = None  # a position sees only the chunk of so many positions that it is in
-    softcap: float | None = None  # scores become softcap * tanh(score / softcap)
-    sinks: torch.Tensor | None = None  # [num_heads]: one more score a head, which takes weight and gives nothing
-
-
-# (layer, query [num_tokens, num_heads, key_dim], key [num_tokens, num_kv_heads, key_dim], value [num_tokens, num_kv_heads,
-# value_dim], kind) → [num_tokens, num_heads, value_dim]
-Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, AttentionKind], torch.Tensor]
+from text_generation_server.attention.kind import Attend, AttentionKind
+from text_generation_server.kv_cache import KVCache, bits
 
 
 class PagedAttention:
-    """Causal attention over a block cache. Several query heads may share a key-value head, in order. With `slopes`
-    [num_heads], this rank's, it is ALiBi attention (Press et al. 2021, arXiv:2108.12409)."""
-
     def __init__(self, cache: KVCache, slopes: torch.Tensor | None = None) -> None:
         self.cache = cache
         self.slopes = None if slopes is None else slopes.float()
@@ -85,7 +64,7 @@ class _Masks:
         }
         self.decode_bias = self._decode_bias().to(dtype) if context.num_decodes else None
         self.sparse_decode: sparse.SparseDecode | None = None
-        if self.decode_bias is not None and sparse.is_supported(dtype, self.device):
+        if self.decode_bias is not None and self.cache.dtype == dtype and sparse.is_supported(dtype, self.device):
             offsets = torch.arange(self.cache.block_size)
             slots = (self._decode_tables.unsqueeze(2) * self.cache.block_size + offsets).flatten(1)
             rows = self.cache.rows(slots, num_kv_heads)
@@ -120,8 +99,8 @@ class _Masks:
         self, layer: int, query: torch.Tensor, tables: torch.Tensor, bias: torch.Tensor, kind: AttentionKind
     ) -> torch.Tensor:
         """query [num_sequences, num_heads, query_length, key_dim] → [..., value_dim]."""
-        keys = self._gather(self.cache.keys[layer], tables)  # [num_sequences, num_kv_heads, padded_length, key_dim]
-        values = self._gather(self.cache.values[layer], tables)
+        keys = self._gather(self.cache.keys[layer], tables).to(query.dtype)  # [num_sequences, num_kv_heads, length, key_dim]
+        values = self._gather(self.cache.values[layer], tables).to(query.dtype)
         group = self.num_heads // keys.shape[1]
         is_plain = kind.softcap is None and kind.sinks is None
         if group > 1 and (keys.is_cuda or not is_plain):  # CUDA's kernel that takes a mask takes no grouped heads
@@ -146,7 +125,8 @@ class _Masks:
         num_heads, _, head_dim = blocks.shape[1:]
         heads = torch.arange(num_heads, device=tables.device)
         rows = tables.unsqueeze(1) * num_heads + heads[:, None]  # of the cache as [num_blocks * num_heads, block_size, …]
-        return blocks.flatten(0, 1).index_select(0, rows.flatten()).view(len(tables), num_heads, -1, head_dim)
+        gathered = bits(blocks).flatten(0, 1).index_select(0, rows.flatten()).view(blocks.dtype)
+        return gathered.view(len(tables), num_heads, -1, head_dim)
 
     @property
     def _decode_tables(self) -> torch.Tensor:

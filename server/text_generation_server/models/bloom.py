@@ -5,14 +5,17 @@ states to this rank's logits. Attention, collectives and storage are the layers'
 """
 
 import dataclasses
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from text_generation_server import kernels
+from text_generation_server.attention import make_attention
 from text_generation_server.attention.context import ForwardContext
-from text_generation_server.attention.sdpa import Attend, AttentionKind, PagedAttention
+from text_generation_server.attention.kind import Attend, Attention, AttentionKind
 from text_generation_server.kv_cache import KVCache, KVShape
 from text_generation_server.layers.alibi import alibi_slopes
 from text_generation_server.layers.embedding import VocabEmbedding, VocabHead
@@ -65,22 +68,22 @@ class Bloom(PagedModel):
         vocabulary = ("word_embeddings.weight", config.vocab_size, config.hidden_size, parallel)
         self.word_embeddings = VocabEmbedding(weights, *vocabulary)
         # The largest matrix first: while it is put in order it is there twice, and nothing else should be there yet.
-        self.lm_head = self._load_head(weights, parallel)
+        self.lm_head = self._load_head(weights, parallel, quantize)
         self.word_embeddings_layernorm = LayerNorm(weights, "word_embeddings_layernorm", config)
         layers = tqdm(range(config.num_layers), desc="loading layers", delay=1, disable=not parallel.is_first)
         self.layers = [BloomLayer(config, weights, layer, heads, parallel, quantize) for layer in layers]
         self.ln_f = LayerNorm(weights, "ln_f", config)
 
-    def make_attention(self, cache: KVCache) -> PagedAttention:
-        return PagedAttention(cache, self.slopes)
+    def make_attention(self, cache: KVCache) -> Attention:
+        return make_attention(cache, self.slopes)
 
-    def forward(self, token_ids: torch.Tensor, context: ForwardContext, attention: PagedAttention) -> torch.Tensor:
+    def forward(self, token_ids: torch.Tensor, context: ForwardContext, attention: Attention) -> torch.Tensor:
         """token_ids [num_tokens] → hidden states [num_tokens, hidden_size], before the last layer norm."""
         attend = attention.bind(context, self.dtype)
-        hidden = self.word_embeddings_layernorm(self.word_embeddings(token_ids))
+        hidden, update = self.word_embeddings_layernorm(self.word_embeddings(token_ids)), None
         for layer in self.layers:
-            hidden = layer.forward(hidden, attend)
-        return hidden
+            hidden, update = layer.forward(hidden, update, attend)
+        return hidden if update is None else hidden + update
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [num_rows, hidden_size] → this rank's logits [num_rows, vocab_size_local], float32."""
@@ -91,13 +94,13 @@ class Bloom(PagedModel):
         """What the matrices that every decode step reads occupy."""
         return self.lm_head.linear.weight_bytes + sum(linear.weight_bytes for layer in self.layers for linear in layer.linears)
 
-    def _load_head(self, weights: Weights, parallel: Parallel) -> VocabHead:
+    def _load_head(self, weights: Weights, parallel: Parallel, quantize: str | None) -> VocabHead:
         config = self.config
         if not config.tie_word_embeddings:
-            return VocabHead(weights, "lm_head.weight", config.vocab_size, config.hidden_size, parallel, None)
+            return VocabHead(weights, "lm_head.weight", config.vocab_size, config.hidden_size, parallel, None, quantize)
         weights.ignore(["lm_head.weight"])
         table = self.word_embeddings.table if weights.device.type == "cuda" else None
-        return VocabHead(weights, "word_embeddings.weight", config.vocab_size, config.hidden_size, parallel, table)
+        return VocabHead(weights, "word_embeddings.weight", config.vocab_size, config.hidden_size, parallel, table, quantize)
 
 
 class BloomLayer:
@@ -126,13 +129,15 @@ class BloomLayer:
     def linears(self) -> list[Linear]:
         return [self.query_key_value, self.dense.linear, self.dense_h_to_4h, self.dense_4h_to_h.linear]
 
-    def forward(self, hidden: torch.Tensor, attend: Attend) -> torch.Tensor:
-        normed = self.input_layernorm(hidden)
+    def forward(
+        self, hidden: torch.Tensor, update: torch.Tensor | None, attend: Attend
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """hidden, update [num_tokens, hidden_size] → the two whose sum comes next. Sums are left to the layer norms."""
+        hidden, normed = self.input_layernorm.add(hidden, update)
         residual = normed if self.residual_after_layer_norm else hidden
-        hidden = residual + self._attention(normed, attend)
-        normed = self.post_attention_layernorm(hidden)
+        hidden, normed = self.post_attention_layernorm.add(residual, self._attention(normed, attend))
         residual = normed if self.residual_after_layer_norm else hidden
-        return residual + self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(normed), approximate="tanh"))
+        return residual, self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(normed), approximate="tanh"))
 
     def _attention(self, normed: torch.Tensor, attend: Attend) -> torch.Tensor:
         fused = self.query_key_value(normed).view(normed.shape[0], -1, 3, self.head_dim)
@@ -146,6 +151,25 @@ class LayerNorm(torch.nn.Module):
         self.weight = weights.load(f"{name}.weight", (config.hidden_size,))
         self.bias = weights.load(f"{name}.bias", (config.hidden_size,))
         self.epsilon = config.layer_norm_epsilon
+        self.fused = _import_fused(weights.device)
+
+    def add(self, x: torch.Tensor, update: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """x + update, and the norm of it."""
+        if update is None:
+            return x, self(x)
+        if self.fused:
+            return self.fused.add_and_norm(x, update, self.weight, self.bias, self.epsilon)
+        total = x + update
+        return total, self(total)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
+
+
+def _import_fused(device: torch.device) -> ModuleType | None:
+    """Our kernel for both at once, where it runs."""
+    if not kernels.run_on(device):
+        return None
+    from text_generation_server.layers import fused
+
+    return fused

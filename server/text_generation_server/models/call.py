@@ -7,7 +7,7 @@ row, and the keys and values of a layer in that form. Knows nothing of models.
 import torch
 
 from text_generation_server.attention.context import ForwardContext
-from text_generation_server.kv_cache import KVCache
+from text_generation_server.kv_cache import KVCache, bits
 
 
 class Call:
@@ -58,9 +58,9 @@ class Call:
         num_heads = key.shape[1]
         self._find(num_heads)
         keys, values = self.cache.keys[layer], self.cache.values[layer]
-        flat_key, flat_value = (self._new(tensor.transpose(1, 2)).to(keys.dtype) for tensor in (key, value))
+        flat_key, flat_value = (self._new(tensor.transpose(1, 2)) for tensor in (key, value))
         self.cache.write(layer, self._written[num_heads], flat_key, flat_value)
-        if self.past_length == 0:
+        if self.past_length == 0 and keys.dtype == key.dtype:
             return key, value
         memory = "keys" if value.shape[-1] else "indexer"
         return self.gather(keys, memory).to(key.dtype), self.gather(values, "values").to(value.dtype)
@@ -71,10 +71,10 @@ class Call:
         num_heads = blocks.shape[1]
         self._find(num_heads)
         out = self._memory.get((memory, blocks.shape)) if self.reuses_memory else None
-        gathered = torch.index_select(blocks.flatten(0, 2), 0, self._read[num_heads], out=out)
+        gathered = torch.index_select(bits(blocks).flatten(0, 2), 0, self._read[num_heads], out=out)
         self._memory[memory, blocks.shape] = gathered
         num_rows, length = self.positions.shape
-        return gathered.view(num_rows, num_heads, length, blocks.shape[-1])
+        return gathered.view(blocks.dtype).view(num_rows, num_heads, length, blocks.shape[-1])
 
     def _find(self, num_heads: int) -> None:
         if num_heads in self._read:

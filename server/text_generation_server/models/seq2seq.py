@@ -199,6 +199,7 @@ class _OwnLayer(PagedLayer):
         super().__init__()
         self.index = index
         self.is_sliding = used.is_sliding
+        self.dtype = used.keys.dtype
         self.shape = KVShape(used.keys.shape[1], used.keys.shape[3], used.values.shape[3])
 
 
@@ -208,7 +209,7 @@ class _CrossLayer(_OwnLayer):
     @property
     def keys(self) -> torch.Tensor:
         """[num_rows, num_heads, prompt_length, head_dim]"""
-        return self.call.gather(self.call.cache.keys[self.index], "keys")
+        return self.call.gather(self.call.cache.keys[self.index], "keys").to(self.dtype)
 
     @keys.setter
     def keys(self, _: torch.Tensor | None) -> None:
@@ -217,7 +218,7 @@ class _CrossLayer(_OwnLayer):
     @property
     def values(self) -> torch.Tensor:
         """[num_rows, num_heads, prompt_length, head_dim]"""
-        return self.call.gather(self.call.cache.values[self.index], "values")
+        return self.call.gather(self.call.cache.values[self.index], "values").to(self.dtype)
 
     @values.setter
     def values(self, _: torch.Tensor | None) -> None:
