@@ -22,7 +22,7 @@ from text_generation_proto.shard_pb2 import Step, StepResult
 EOS = 2
 FIRST_TOKEN, NUM_TOKENS = 4, 94  # the printable characters of tiny_tokenizers.byte_level()
 LOGPROB = -0.25
-FORWARD_MICROS, SAMPLE_MICROS = 2000, 500
+FORWARD_MICROS, SAMPLE_MICROS = 2_000_000, 500_000  # slow shards: the router keeps up with every single token
 _GARBAGE = -1
 
 
@@ -108,6 +108,8 @@ class FakeDevice:
         Raises:
             ProtocolViolation: see there.
         """
+        made, step = step, Step()
+        step.CopyFrom(made)  # what was sent stays as it was
         _check(step.id == self._next_step_id, f"step {step.id} came where {self._next_step_id} was due")
         self._next_step_id += 1
         for sequence_id in step.drop:
@@ -121,17 +123,47 @@ class FakeDevice:
         _check(sum(work.length for work in step.work) <= self.max_batch_tokens, f"step {step.id} is over the budget")
         _check(len({work.sequence_id for work in step.work}) == len(step.work), f"a sequence is twice in step {step.id}")
         works = [work for work in step.work if work.sequence_id not in self._failed]
+        _check(step.num_iterations <= 1 or all(work.sample and work.length == 1 for work in works), "iterations of prompts")
         for work in works:
+            self._start_from(work, step.num_speculative)
             self._compute(work)
         if failing:
             self._fail(works)
             return StepResult(id=step.id, error="RuntimeError: scripted failure")
-        result = StepResult(id=step.id, forward_micros=FORWARD_MICROS, sample_micros=SAMPLE_MICROS)
+        result = StepResult(id=step.id)
         for work in works:
             self._rate_prompt(work, result)
-            if work.sample:
-                self._add_token(work.sequence_id, result)
+            for iteration in range(max(1, step.num_iterations)) if work.sample else ():
+                if iteration:
+                    self._compute(work)
+                self._decode(work, step.num_speculative, result)
         return result
+
+    def _start_from(self, work: shard_pb2.Work, num_speculative: int) -> None:
+        """Where guesses were allowed, a driver that is ahead cannot know where the sequence is: it may only be too high."""
+        _check(work.sequence_id in self._states, f"sequence {work.sequence_id} was never added")
+        num_computed = self._states[work.sequence_id].num_computed
+        if num_computed is not None and num_speculative and work.length == 1:
+            _check(work.start >= num_computed, f"sequence {work.sequence_id}: starts at {work.start} of {num_computed}")
+            work.start = num_computed
+
+    def _decode(self, work: shard_pb2.Work, num_speculative: int, result: StepResult) -> None:
+        """One token, and as many right guesses as chance has it, if there is room and wish for them. What was guessed wrong has
+        left its keys and values behind."""
+        state = self._states[work.sequence_id]
+        num_generated = len(state.token_ids) - (state.message.num_prompt_tokens or len(state.message.token_ids))
+        room = len(state.block_table) * self.block_size - len(state.token_ids)
+        wish = state.message.max_new_tokens - num_generated - 1
+        num_guesses = max(0, min(num_speculative, room, wish)) if work.length == 1 else 0
+        num_right = state.hashes[-1] % (num_guesses + 1)
+        for index in range(num_guesses):
+            self._slots[self._slot(state, len(state.token_ids) + index)] = _GARBAGE
+        self._add_token(work.sequence_id, result)
+        for _ in range(num_right):
+            work.start, work.length = len(state.token_ids) - 1, 1
+            self._compute(work)
+            self._add_token(work.sequence_id, result)
+        work.start, work.length = len(state.token_ids) - 1, 1
 
     def _drop(self, sequence_id: int) -> None:
         _check(sequence_id in self._states, f"sequence {sequence_id} is dropped and not there")
@@ -141,7 +173,6 @@ class FakeDevice:
 
     def _compute(self, work: shard_pb2.Work) -> None:
         name, start, end = f"sequence {work.sequence_id}", work.start, work.start + work.length
-        _check(work.sequence_id in self._states, f"{name} was never added")
         state = self._states[work.sequence_id]
         _check(start < end <= len(state.token_ids), f"{name}: cannot compute [{start}, {end}) of {len(state.token_ids)} tokens")
         is_whole = start == 0 and end == len(state.token_ids)
@@ -149,6 +180,7 @@ class FakeDevice:
         _check(self.chunked_prefill or is_whole or is_decode, f"{name}: a part of a prompt, [{start}, {end})")
         _check(work.sample == (end == len(state.token_ids)), f"{name}: samples {work.sample} after {end} positions")
         self._give_blocks(work, state)
+        del work.block_ids[:]
         _check(end <= len(state.block_table) * self.block_size, f"{name}: position {end - 1} has no block")
         _check(start == 0 or state.num_computed is not None or not state.message.prompt_logprobs, f"{name}: is not rated whole")
         _check(state.num_computed in (None, start), f"{name}: starts at {start}, computed are {state.num_computed}")
@@ -225,6 +257,7 @@ class Script:
     device: str = "cpu"
     eos_length: int | None = None
     step_seconds: float = 0.0
+    says_it_took: tuple[int, int] = (FORWARD_MICROS, SAMPLE_MICROS)
     permits: asyncio.Semaphore | None = None
     fails_on: Callable[[Step], bool] = lambda step: False
     breaks_on: Callable[[Step], bool] = lambda step: False
@@ -306,6 +339,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
                 if script.breaks_on(step):
                     await context.abort(grpc.StatusCode.UNAVAILABLE, f"scripted end in step {step.id}")
                 result = stream.device.execute(step, failing=script.fails_on(step))
+                result.forward_micros, result.sample_micros = script.says_it_took
                 stream.computed.append(step.id)
                 if self.rank == 0 or result.error:
                     yield result

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from text_generation_server.batch import Sampling
+from text_generation_server.sampling import Sampling
 
 VOCAB_SIZE = 301  # does not divide by two
 

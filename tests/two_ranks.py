@@ -33,7 +33,7 @@ def sampler_input() -> tuple[torch.Tensor, list[Any]]:
     """Logits [9, VOCAB_SIZE] and a sequence for each: greedy, drawn, penalized, equal best tokens on both ranks, watermarked,
     biased; most of them with top tokens, one with more than one rank's share has."""
     from sampling_rows import make_logits, make_sampling
-    from text_generation_server.batch import SequenceState
+    from text_generation_server.sequences import SequenceState
 
     logits = make_logits(9, seed=3)
     logits[4, [200, 100]] = 50.0

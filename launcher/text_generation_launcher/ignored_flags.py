@@ -18,8 +18,6 @@ def _ignored(why: str) -> Any:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class IgnoredFlags:
-    speculate: str | None = _ignored("No tokens are guessed ahead yet; the answers are the same, only slower.")
-    kv_cache_dtype: str | None = _ignored("The KV cache has the type of the arithmetic, see --dtype.")
     waiting_served_ratio: str | None = _ignored(
         "Prompts join the running batch at every step, so that there is no moment to choose."
     )
@@ -30,7 +28,7 @@ class IgnoredFlags:
     cuda_graphs: str | None = _ignored("No CUDA graphs are recorded yet; the answers are the same.")
     prometheus_port: str | None = _ignored("/metrics is on the port that everything else is on, see --port.")
     weights_cache_override: str | None = _ignored("--model-id takes the folder that has the weights.")
-    disable_custom_kernels: bool | None = _ignored("There are no kernels of our own to disable.")
+    disable_custom_kernels: bool | None = _ignored("Kernels of our own run where they can, and PyTorch's elsewhere.")
     rope_scaling: str | None = _ignored("What a checkpoint's config says of its rotary positions holds.")
     rope_factor: str | None = _ignored("What a checkpoint's config says of its rotary positions holds.")
     otlp_endpoint: str | None = _ignored("No traces are sent; the log has a line with the times of each request.")

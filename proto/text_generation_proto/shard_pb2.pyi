@@ -71,16 +71,20 @@ class Timings(_message.Message):
     def __init__(self, num_steps: _Optional[int] = ..., step_micros: _Optional[int] = ..., wait_micros: _Optional[int] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("id", "drop", "add", "work")
+    __slots__ = ("id", "drop", "add", "work", "num_iterations", "num_speculative")
     ID_FIELD_NUMBER: _ClassVar[int]
     DROP_FIELD_NUMBER: _ClassVar[int]
     ADD_FIELD_NUMBER: _ClassVar[int]
     WORK_FIELD_NUMBER: _ClassVar[int]
+    NUM_ITERATIONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_SPECULATIVE_FIELD_NUMBER: _ClassVar[int]
     id: int
     drop: _containers.RepeatedScalarFieldContainer[int]
     add: _containers.RepeatedCompositeFieldContainer[NewSequence]
     work: _containers.RepeatedCompositeFieldContainer[Work]
-    def __init__(self, id: _Optional[int] = ..., drop: _Optional[_Iterable[int]] = ..., add: _Optional[_Iterable[_Union[NewSequence, _Mapping]]] = ..., work: _Optional[_Iterable[_Union[Work, _Mapping]]] = ...) -> None: ...
+    num_iterations: int
+    num_speculative: int
+    def __init__(self, id: _Optional[int] = ..., drop: _Optional[_Iterable[int]] = ..., add: _Optional[_Iterable[_Union[NewSequence, _Mapping]]] = ..., work: _Optional[_Iterable[_Union[Work, _Mapping]]] = ..., num_iterations: _Optional[int] = ..., num_speculative: _Optional[int] = ...) -> None: ...
 
 class NewSequence(_message.Message):
     __slots__ = ("id", "token_ids", "sampling", "num_prompt_tokens", "num_top_tokens", "prompt_logprobs", "max_new_tokens")

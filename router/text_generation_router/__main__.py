@@ -15,6 +15,7 @@ from typing import Any
 from aiohttp import web
 
 from text_generation_proto import flags, logs
+from text_generation_proto.courtesy import be_courteous
 from text_generation_router.api.serving import Serving
 from text_generation_router.app import build_app
 from text_generation_router.chat_template import ChatTemplate
@@ -40,6 +41,7 @@ def main() -> None:
     )
     config = flags.parse(RouterConfig, parser)
     logs.configure("router", config.json_output)
+    be_courteous()
     try:
         asyncio.run(_serve(config))
     except ConfigurationError as error:

@@ -15,8 +15,8 @@ from text_generation_router.config import RouterConfig
 from text_generation_router.errors import GenerationFailed, InternalError, NotReady, Overloaded, RequestError
 from text_generation_router.metrics import Metrics
 from text_generation_router.scheduler import Scheduler, Step
-from text_generation_router.sequence import Request, Sequence, TopToken
-from text_generation_router.shards import Model, ShardGroup, ShardsLost, StepResult
+from text_generation_router.sequence import Request, Sequence
+from text_generation_router.shards import Model, SampledToken, ShardGroup, ShardsLost, StepResult
 from text_generation_router.stopping import FinishReason, StoppingCriteria
 from text_generation_router.stream import GenerationStream, Mailbox
 from text_generation_router.tokenizer import Tokenizer
@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 PIPELINE_DEPTH = 2  # one step runs, the next one is there when it ends
 RECONNECT_SECONDS = 0.2
-NO_TOKENS: list[TopToken] = []
-Extended = list[tuple[GenerationStream, FinishReason | None]]  # who got a token, and whether it was the last one
+# Who got tokens, which, and whether they were the last ones.
+Extended = list[tuple[GenerationStream, list[SampledToken], FinishReason | None]]
 MAX_CRASHES = 3  # a request that was being computed in this many crashes is taken for their cause
 
 
@@ -67,6 +67,7 @@ class Engine:
         self._tokenizer = tokenizer
         self._metrics = metrics
         self._last_result_seconds = 0.0
+        self._last_cpu_seconds = time.process_time()
         self._scheduler: Scheduler | None = None
         self._streams: dict[int, GenerationStream] = {}
         self._ids = itertools.count()
@@ -197,7 +198,7 @@ class Engine:
         self._metrics.size_tokens(self.limits.max_input_tokens, self.limits.max_total_tokens)
         if self._scheduler is None:
             self._scheduler = Scheduler(
-                self._block_manager(model), budget, self._config.max_batch_size, model.chunked_prefill
+                self._block_manager(model), budget, self._config.max_batch_size, model.chunked_prefill, self._config.speculate
             )
         else:
             self._scheduler.interrupt(self._block_manager(model))
@@ -236,16 +237,14 @@ class Engine:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            newest: tuple[StepResult, Extended] | None = None
+            newest: Extended = []
             for result in shards.take_results():
-                if newest:  # its text may end what this result goes on with
-                    self._deliver(*newest)
-                newest = result, self._apply(result)
+                self._deliver(newest)  # its text may end what this result goes on with
+                newest = self._apply(result)
             while len(self._scheduler.in_flight) < PIPELINE_DEPTH and (step := self._scheduler.schedule()):
                 shards.send(step)
                 self._measure_sent(step)
-            if newest:  # while the shards compute
-                self._deliver(*newest)
+            self._deliver(newest)  # while the shards compute
 
     def _apply(self, result: StepResult) -> Extended:
         """Enters a result's tokens. What ends by its token is known now, in time for the next step."""
@@ -260,22 +259,36 @@ class Engine:
             for sequence in self._scheduler.fail():
                 self._streams[sequence.id].fail(GenerationFailed(f"Server error: {result.error}"))
             return []
+        wanted = {number: self._cut(number, tokens) for number, tokens in result.tokens.items() if number in self._streams}
+        token_ids = {number: [token.token_id for token in tokens] for number, (tokens, _) in wanted.items()}
         extended: Extended = []
-        for sequence in self._scheduler.apply(result.token_ids):
-            stream = self._streams[sequence.id]
-            reason = stream.ends_by_token(sequence.token_ids[-1])
+        for sequence in self._scheduler.apply(token_ids):
+            tokens, reason = wanted[sequence.id]
+            if step.num_speculative:
+                self._metrics.request_skipped_tokens.observe(len(tokens) - 1)
             if reason:
                 self._scheduler.finish(sequence)
-            extended.append((stream, reason))
+            extended.append((self._streams[sequence.id], tokens, reason))
         return extended
 
-    def _deliver(self, result: StepResult, extended: Extended) -> None:
+    def _cut(self, number: int, tokens: list[SampledToken]) -> tuple[list[SampledToken], FinishReason | None]:
+        """The shards do not look for an end: what they decoded after it is thrown away."""
+        stream = self._streams[number]
+        if stream.sequence.finished:
+            return tokens, None
+        for index, token in enumerate(tokens):
+            if reason := stream.ends_by_token(token.token_id):
+                return tokens[: index + 1], reason
+        return tokens, None
+
+    def _deliver(self, extended: Extended) -> None:
         assert self._scheduler is not None
-        for stream, reason in extended:
-            number = stream.sequence.id
-            top_tokens = result.top_tokens.get(number, NO_TOKENS)
-            if stream.push(result.token_ids[number], result.logprobs[number], top_tokens, reason):
-                self._scheduler.finish(stream.sequence)
+        for stream, tokens, reason in extended:
+            for token in tokens:
+                own_reason = reason if token is tokens[-1] else None
+                if stream.push(token.token_id, token.logprob, token.top_tokens, own_reason):
+                    self._scheduler.finish(stream.sequence)
+                    break
 
     def _measure_sent(self, step: Step) -> None:
         assert self._scheduler is not None
@@ -290,11 +303,17 @@ class Engine:
         """A step's time runs from when it could begin: it was sent, and the one before it was done."""
         metrics, method, now = self._metrics, step.method, time.monotonic()
         begin, self._last_result_seconds = max(step.made_seconds, self._last_result_seconds), now
+        cpu_seconds = time.process_time()
+        router_seconds, self._last_cpu_seconds = cpu_seconds - self._last_cpu_seconds, cpu_seconds
         if not step.work:
             return
         if result.error:
             metrics.batch_inference_failure.inc(method=method)
             return
+        assert self._scheduler is not None
+        step_seconds = result.forward_seconds + result.sample_seconds
+        self._scheduler.pace.learn(step.num_prefill_tokens, step.num_iterations, step_seconds)
+        self._scheduler.pace.learn_router(router_seconds)
         metrics.batch_inference_success.inc(method=method)
         metrics.batch_inference_duration.observe(now - begin, method=method)
         metrics.batch_forward_duration.observe(result.forward_seconds, method=method)

@@ -53,7 +53,7 @@ class Metrics:
         )
         self.request_skipped_tokens = Histogram(
             "tgi_request_skipped_tokens",
-            "Tokens of one step beyond the first. Always empty: nothing is speculated here.",
+            "Tokens of one step beyond the first, for each sequence whose tokens were guessed at (--speculate).",
             SKIPPED_TOKENS_BUCKETS,
         )
         self.queue_size = Gauge("tgi_queue_size", "Sequences that wait to run.")

@@ -12,18 +12,23 @@ from collections.abc import Mapping
 from typing import Literal
 
 from text_generation_router.block_manager import BlockManager
+from text_generation_router.pace import Pace
 from text_generation_router.sequence import Sequence, Status
+
+NUM_YOUNG = 8  # with no more tokens than these a sequence is one of a burst, whose prompts come first
 
 
 @dataclasses.dataclass(slots=True)  # not frozen: there is one for every token, and that takes three times as long
 class Work:
-    """Positions [start, start + length) of one sequence, the blocks newly given to it, and whether a token is sampled."""
+    """Positions [start, start + length) of one sequence, the blocks newly given to it, and how many tokens are sampled.
+
+    Where shards may guess, `num_tokens` is what comes if all guesses are right, and `start` is where the sequence is then."""
 
     sequence: Sequence
     start: int
     length: int
     block_ids: list[int]
-    sample: bool
+    num_tokens: int
     num_preemptions: int  # the sequence's, when this was scheduled
 
     @property
@@ -31,18 +36,24 @@ class Work:
         return self.length > 1 or self.start < self.sequence.num_prompt_tokens
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Step:
     id: int
     drop: list[int] = dataclasses.field(default_factory=list)
     add: list[Sequence] = dataclasses.field(default_factory=list)
     work: list[Work] = dataclasses.field(default_factory=list)
+    num_iterations: int = 1  # how often the shards decode before they answer
+    num_speculative: int = 0  # tokens that they may guess for a sequence each time
     made_seconds: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
     def method(self) -> Literal["prefill", "decode"]:
         """What the metrics call it: a step with any part of a prompt in it is a prefill."""
-        return "prefill" if any(work.is_prefill for work in self.work) else "decode"
+        return "prefill" if self.num_prefill_tokens else "decode"
+
+    @property
+    def num_prefill_tokens(self) -> int:
+        return sum(work.length for work in self.work if work.is_prefill)
 
 
 class Scheduler:
@@ -54,13 +65,17 @@ class Scheduler:
         max_batch_tokens: int,
         max_batch_size: int | None = None,
         chunked_prefill: bool = True,
+        num_speculative: int = 0,
     ) -> None:
         """A step computes at most `max_batch_tokens`, of at most `max_batch_size` sequences. Without `chunked_prefill` a
-        prompt is computed in one step, or not yet: one step must hold the longest."""
+        prompt is computed in one step, or not yet: one step must hold the longest. Shards may guess `num_speculative` tokens of
+        a decoding sequence at a time."""
         self.block_manager = block_manager
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_size = max_batch_size
         self.chunked_prefill = chunked_prefill
+        self.num_speculative = num_speculative
+        self.pace = Pace()
         self.waiting: collections.deque[Sequence] = collections.deque()
         self.running: list[Sequence] = []  # in order of id
         self.in_flight: collections.deque[Step] = collections.deque()
@@ -72,8 +87,11 @@ class Scheduler:
 
     def schedule(self) -> Step | None:
         """The next step, now in flight; None when there is nothing to compute or to drop."""
-        step = Step(self._next_step_id)
+        step = Step(self._next_step_id, num_speculative=self.num_speculative)
+        step.num_iterations = self._num_iterations()
         budget = self._schedule_decodes(step, self.max_batch_tokens)
+        if self.chunked_prefill and any(work.start > work.sequence.num_prompt_tokens + NUM_YOUNG for work in step.work):
+            budget = min(budget, self.pace.max_prefill_tokens)  # streams that run are not to wait long for prompts
         budget = self._schedule_chunks(step, budget)
         self._admit(step, budget)
         step.drop.extend(self._dropped)
@@ -84,21 +102,23 @@ class Scheduler:
         self.in_flight.append(step)
         return step
 
-    def apply(self, tokens: Mapping[int, int]) -> list[Sequence]:
-        """The oldest step in flight is done and sampled `tokens`, by sequence id. Returns the sequences that got a new last
-        token; those that ended in the meantime do not want theirs."""
+    def apply(self, tokens: Mapping[int, list[int]]) -> list[Sequence]:
+        """The oldest step in flight is done and sampled `tokens`, by sequence id. Returns the sequences that got new last
+        tokens; those that ended in the meantime do not want theirs."""
         extended = []
         for work in self.in_flight.popleft().work:
             sequence = work.sequence
-            if work.sample:
-                sequence.num_pending -= 1
+            sequence.num_pending -= work.num_tokens
             if sequence.finished:
                 continue
-            if work.sample:
-                sequence.token_ids.append(tokens[sequence.id])
+            if work.num_tokens:
+                sequence.token_ids += tokens[sequence.id]
                 extended.append(sequence)
             if sequence.num_preemptions == work.num_preemptions:
-                self.block_manager.register(sequence, work.start + work.length)
+                num_missed = work.num_tokens - len(tokens[sequence.id]) if work.num_tokens else 0
+                sequence.num_scheduled -= num_missed
+                num_computed = len(sequence.token_ids) - 1 if work.num_tokens else work.start + work.length
+                self.block_manager.register(sequence, num_computed)
         return extended
 
     def fail(self) -> list[Sequence]:
@@ -133,14 +153,27 @@ class Scheduler:
         self.block_manager = block_manager
         return [sequence for sequence in in_work.values() if not sequence.finished]
 
+    def _num_iterations(self) -> int:
+        """More than one only where all that could be done is to decode, and no sequence ends or lacks blocks before. Guesses
+        make several tokens of a step already."""
+        if self.pace.num_iterations == 1 or self.num_speculative or self.waiting:
+            return 1
+        if any(sequence.num_unscheduled > 1 for sequence in self.running):
+            return 1
+        decoding = [sequence for sequence in self.running if sequence.wants_token]
+        num_tokens = min((sequence.num_wanted - sequence.num_tokens for sequence in decoding), default=1)
+        num_iterations = min(self.pace.num_iterations, num_tokens)
+        missing = (self.block_manager.num_missing(sequence, sequence.num_tokens + num_iterations) for sequence in decoding)
+        return num_iterations if sum(missing) <= self.block_manager.num_free else 1
+
     def _schedule_decodes(self, step: Step, budget: int) -> int:
-        """One token for each running sequence that has its prompt behind it. Returns the budget that is left."""
+        """The next token of each running sequence that has its prompt behind it. Returns the budget that is left."""
         for sequence in list(self.running):  # those that give way are no longer in it
             if budget == 0:
                 break
             if sequence.wants_token and sequence.status is Status.RUNNING and self._make_room(sequence):
-                self._add_work(step, sequence, 1)
-                budget -= 1
+                self._add_decode(step, sequence)
+                budget -= min(budget, 1 + step.num_speculative)
         return budget
 
     def _schedule_chunks(self, step: Step, budget: int) -> int:
@@ -199,12 +232,24 @@ class Scheduler:
         self.block_manager.release(sequence)
         self._dropped.append(sequence.id)
 
+    def _add_decode(self, step: Step, sequence: Sequence) -> None:
+        """One position, and what the shards go on to on their own: blocks for it, if there are."""
+        start = sequence.num_scheduled
+        num_tokens = step.num_iterations * (1 + step.num_speculative)
+        num_positions = min(start + num_tokens, sequence.num_wanted)
+        if self.block_manager.num_missing(sequence, num_positions) > self.block_manager.num_free:
+            num_positions = start + 1
+        new_blocks = self.block_manager.grow(sequence, num_positions)
+        step.work.append(Work(sequence, start, 1, new_blocks, num_tokens, sequence.num_preemptions))
+        sequence.num_scheduled += num_tokens
+        sequence.num_pending += num_tokens
+
     def _add_work(self, step: Step, sequence: Sequence, budget: int, block_ids: list[int] | None = None) -> int:
         """Up to `budget` of the sequence's next positions. Returns how many."""
         start, length = sequence.num_scheduled, min(sequence.num_unscheduled, budget)
         new_blocks = self.block_manager.grow(sequence, start + length) if block_ids is None else list(block_ids)
-        sample = start + length == sequence.num_tokens
-        step.work.append(Work(sequence, start, length, new_blocks, sample, sequence.num_preemptions))
+        num_tokens = int(start + length == sequence.num_tokens)
+        step.work.append(Work(sequence, start, length, new_blocks, num_tokens, sequence.num_preemptions))
         sequence.num_scheduled += length
-        sequence.num_pending += sample
+        sequence.num_pending += num_tokens
         return length

@@ -63,7 +63,8 @@ class Sequence:
     """State of one request in the engine. Positions count from 0 over prompt and output together.
 
     `num_scheduled` positions have been sent to the shards, [0, num_scheduled): their keys and values are computed or in
-    flight. `num_pending` tokens are sampled or being sampled there and not known here yet: that is the pipeline's lead.
+    flight. `num_pending` tokens are sampled or being sampled there and not known here yet: that is the pipeline's lead. Where
+    shards may guess, both say what is the case if all guesses are right.
     """
 
     id: int
@@ -71,6 +72,7 @@ class Sequence:
     arrival_seconds: float = dataclasses.field(default_factory=time.monotonic)
     token_ids: list[int] = dataclasses.field(init=False)
     num_prompt_tokens: int = dataclasses.field(init=False)
+    num_wanted: int = dataclasses.field(init=False)  # tokens of prompt and answer, if nothing else ends it
     status: Status = Status.WAITING
     num_scheduled: int = 0
     num_pending: int = 0
@@ -85,6 +87,7 @@ class Sequence:
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
+        self.num_wanted = self.num_prompt_tokens + self.request.max_new_tokens
 
     @property
     def num_tokens(self) -> int:
@@ -100,8 +103,7 @@ class Sequence:
         """Whether one more position is all that is left to compute, and the tokens on their way do not fill `max_new_tokens`:
         the end that is known beforehand."""
         num_tokens = self.num_tokens
-        wanted = self.num_prompt_tokens + self.request.max_new_tokens
-        return num_tokens - self.num_scheduled == 1 and num_tokens < wanted
+        return num_tokens - self.num_scheduled == 1 and num_tokens < self.num_wanted
 
     @property
     def finished(self) -> bool:

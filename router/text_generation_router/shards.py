@@ -50,12 +50,20 @@ class Model:
     max_new_tokens: int | None = None  # of a decoder with positions of its own
 
 
+NO_TOKENS: list[TopToken] = []
+
+
+@dataclasses.dataclass(slots=True)  # not frozen: there is one for every token
+class SampledToken:
+    token_id: int
+    logprob: float
+    top_tokens: list[TopToken]  # as many as the sequence asked for
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepResult:
     step_id: int
-    token_ids: dict[int, int]  # by sequence id
-    logprobs: dict[int, float]
-    top_tokens: dict[int, list[TopToken]]  # of the sequences that asked for them
+    tokens: dict[int, list[SampledToken]]  # by sequence id, in the order of their positions
     prompt_scores: dict[int, dict[int, PromptScore]]  # by sequence id and position
     error: str  # empty, or why the step's sequences are lost
     forward_seconds: float
@@ -222,7 +230,9 @@ def _model(descriptions: list[shard_pb2.DescribeResponse]) -> Model:
 
 
 def _step_message(step: scheduler.Step) -> shard_pb2.Step:
-    message = shard_pb2.Step(id=step.id, drop=step.drop)
+    message = shard_pb2.Step(
+        id=step.id, drop=step.drop, num_iterations=step.num_iterations, num_speculative=step.num_speculative
+    )
     message.add.extend(map(_sequence_message, step.add))
     for work in step.work:
         message.work.add(
@@ -230,7 +240,7 @@ def _step_message(step: scheduler.Step) -> shard_pb2.Step:
             start=work.start,
             length=work.length,
             block_ids=work.block_ids,
-            sample=work.sample,
+            sample=work.num_tokens > 0,
         )
     return message
 
@@ -264,17 +274,15 @@ def _sampling_message(sampling: SamplingParameters) -> shard_pb2.SamplingParamet
 
 
 def _step_result(message: shard_pb2.StepResult) -> StepResult:
-    token_ids, logprobs, top_tokens = {}, {}, {}
+    tokens: dict[int, list[SampledToken]] = {}
     for token in message.tokens:
-        sequence_id = token.sequence_id
-        token_ids[sequence_id], logprobs[sequence_id] = token.token_id, token.logprob
+        top_tokens = NO_TOKENS
         if token.top_token_ids:
-            top_tokens[sequence_id] = list(zip(token.top_token_ids, token.top_logprobs, strict=True))
+            top_tokens = list(zip(token.top_token_ids, token.top_logprobs, strict=True))
+        tokens.setdefault(token.sequence_id, []).append(SampledToken(token.token_id, token.logprob, top_tokens))
     return StepResult(
         step_id=message.id,
-        token_ids=token_ids,
-        logprobs=logprobs,
-        top_tokens=top_tokens,
+        tokens=tokens,
         prompt_scores={prompt.sequence_id: _prompt_scores(prompt) for prompt in message.prompts},
         error=message.error,
         forward_seconds=message.forward_micros * 1e-6,

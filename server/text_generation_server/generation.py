@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from tokenizers import Tokenizer
 
 from text_generation_proto.shard_pb2 import GenerateRequest, GenerateResponse, Step
-from text_generation_server.batch import Sampling
 from text_generation_server.errors import StepError
 from text_generation_server.runner import Runner
+from text_generation_server.sampling import Sampling
 
 DEFAULT_MAX_NEW_TOKENS = 20
 

@@ -9,8 +9,9 @@ import math
 
 import torch
 
-from text_generation_server.batch import Sampling, SequenceState
 from text_generation_server.decoding import Decoding
+from text_generation_server.sampling import Sampling
+from text_generation_server.sequences import SequenceState
 
 LARGEST = torch.finfo(torch.float32).max
 WATERMARK_KEY = 15485863  # the paper's, a prime: whoever detects a watermark needs the same

@@ -3,6 +3,7 @@
 In: Step messages. Out: StepResults. Owns the device: every method after construction runs on the one device thread.
 """
 
+import itertools
 import logging
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from text_generation_proto.shard_pb2 import PromptLogprobs, Step, StepResult, Timings
 from text_generation_server import device as devices
-from text_generation_server.batch import Batch, PromptRows, Sequences, SequenceState
+from text_generation_server.batch import Batch, PromptRows
 from text_generation_server.config import ShardConfig
 from text_generation_server.errors import ConfigurationError, ShardLost, StepError
 from text_generation_server.kv_cache import KVCache, block_bytes
@@ -20,6 +21,7 @@ from text_generation_server.logprobs import TokenLogprobs
 from text_generation_server.models import ModelFolder
 from text_generation_server.parallel import Parallel
 from text_generation_server.sampler import Sampled, Sampler
+from text_generation_server.sequences import Chunk, Sequences
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class Runner:
         self.device = device
         self.parallel = parallel
         self.dtype = devices.choose_dtype(config.dtype, device)
+        self.kv_cache_dtype = self.dtype if config.kv_cache_dtype == "auto" else torch.float8_e4m3fn
         self.folder = folder
         peak_memory = devices.PeakMemory()
         with devices.returning_freed_memory():
@@ -133,10 +136,28 @@ class Runner:
     def _forward(self, step: Step) -> StepResult:
         result = StepResult(id=step.id)
         self.model.forget(step.drop)
-        works = self.sequences.apply(step)
-        if not works:
-            return result
-        batch = Batch.from_work(works, self.block_size, self.device)
+        chunks = self.sequences.apply(step)
+        for _ in range(max(1, step.num_iterations)):
+            if not chunks:
+                break
+            self._guess(chunks, step.num_speculative)
+            self._iterate(chunks, result)
+            chunks = [chunk.sequence.decode() for chunk in chunks if chunk.sample]
+        return result
+
+    def _guess(self, chunks: list[Chunk], num_tokens: int) -> None:
+        """Sequences that decode may compute a few positions more, where nothing but blocks must be forgotten of wrong ones."""
+        if not num_tokens or not self.model.prefix_cache:
+            return
+        room = self.max_batch_tokens - sum(chunk.length for chunk in chunks)
+        for chunk in chunks:
+            if chunk.sample and chunk.length == 1:
+                chunk.add_guesses(chunk.sequence.guess(min(num_tokens, room), self.block_size))
+                room -= len(chunk.guesses)
+
+    def _iterate(self, chunks: list[Chunk], result: StepResult) -> None:
+        """One forward, and the choice of its tokens."""
+        batch = Batch.of(chunks, self.block_size, self.device)
         laps = devices.Laps(self.device)
         hidden = self.model.forward(batch.token_ids, batch.context, self.attention)
         logits = self.model.logits(hidden[batch.sampled_rows]) if batch.sampled else None
@@ -144,22 +165,32 @@ class Runner:
         if batch.prompts:
             found = self.sampler.logprobs.of_prompts(hidden, batch.prompts, self.model.logits)
             result.prompts.extend(map(_prompt_logprobs, batch.prompts, found))
-        if logits is not None:
-            self._append(result, batch.sampled, self.sampler.sample(logits, batch.sampled))
+        sampled = self.sampler.sample(logits, batch.sampled) if logits is not None else None
+        for chunk in batch.chunks:
+            chunk.sequence.num_computed = chunk.end - len(chunk.guesses)
+        if sampled is not None:
+            self._append(result, batch.chunks, sampled)
         laps.mark()
-        result.forward_micros, result.sample_micros = laps.micros()
-        return result
+        forward_micros, sample_micros = laps.micros()
+        result.forward_micros += forward_micros
+        result.sample_micros += sample_micros
 
-    def _append(self, result: StepResult, sequences: list[SequenceState], sampled: Sampled) -> None:
-        for sequence, token_id, logprob, top_ids, top_logprobs in zip(sequences, *sampled, strict=True):
-            sequence.token_ids.append(token_id)
-            result.tokens.add(
-                sequence_id=sequence.id,
-                token_id=token_id,
-                logprob=logprob,
-                top_token_ids=top_ids,
-                top_logprobs=top_logprobs,
-            )
+    def _append(self, result: StepResult, chunks: list[Chunk], sampled: Sampled) -> None:
+        """Of a chunk with guesses, the tokens up to the first one that was guessed wrong, and that one's right one."""
+        rows = zip(*sampled, strict=True)
+        for chunk in chunks:
+            if not chunk.sample:
+                continue
+            own_rows = list(itertools.islice(rows, len(chunk.guesses) + 1))
+            num_right = chunk.accept([token_id for token_id, *_ in own_rows])
+            for token_id, logprob, top_ids, top_logprobs in own_rows[: num_right + 1]:
+                result.tokens.add(
+                    sequence_id=chunk.sequence.id,
+                    token_id=token_id,
+                    logprob=logprob,
+                    top_token_ids=top_ids,
+                    top_logprobs=top_logprobs,
+                )
 
     def _default_batch_tokens(self) -> int:
         default = CUDA_BATCH_TOKENS if self.device.type == "cuda" else CPU_BATCH_TOKENS
@@ -168,7 +199,7 @@ class Runner:
         return max(default, min(self.model.config.max_positions, WHOLE_PROMPT_TOKENS))
 
     def _make_cache(self, num_blocks: int) -> KVCache:
-        return KVCache(self.model.kv_shapes, num_blocks, self.block_size, self.dtype, self.device)
+        return KVCache(self.model.kv_shapes, num_blocks, self.block_size, self.kv_cache_dtype, self.device)
 
     def _make_sequences(self, num_blocks: int) -> Sequences:
         vocab_size, decoding = self.model.config.vocab_size, self.model.decoding
@@ -186,7 +217,7 @@ class Runner:
             ConfigurationError: fewer than one sequence of two blocks needs.
         """
         # A sequence holds one block at least, so as many states as blocks are enough.
-        cost = block_bytes(self.model.kv_shapes, self.block_size, self.dtype) + STATE_COPIES * self.model.state_bytes
+        cost = block_bytes(self.model.kv_shapes, self.block_size, self.kv_cache_dtype) + STATE_COPIES * self.model.state_bytes
         if config.kv_cache_gib is None and self.device.type == "cuda":
             budget = self._free_cuda_bytes(config.cuda_memory_fraction)
         else:

@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 import torch
 
-from text_generation_server.batch import SequenceState
 from text_generation_server.decoding import Decoding
 from text_generation_server.logits import Penalties, Rules, Watermark, filter_logits
 from text_generation_server.logprobs import Logprobs
 from text_generation_server.parallel import Parallel
+from text_generation_server.sequences import SequenceState
+
+BLOCK = 256
 
 
 class Sampled(NamedTuple):
@@ -55,7 +57,7 @@ class Sampler:
 
     def _greedy(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """→ best token ids [num_rows], their log-probabilities, and the log of the sum of all exponentials."""
-        value, index = logits.max(dim=1)
+        value, index = largest(logits)
         total = torch.logsumexp(logits, dim=1)
         # float64 holds every token id exactly, so that one gather carries all three.
         local = torch.stack([value.double(), (index + self.rows.start).double(), total.double()])
@@ -96,6 +98,18 @@ class Sampler:
         chosen = int(torch.searchsorted(cumulative, threshold, right=True))
         last = int(filtered.isfinite().nonzero()[-1])  # the threshold may round up to the very end
         return min(chosen, last)
+
+
+def largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[num_rows, n] → each row's largest entry, and the first place of it. On a CPU torch's own way, which keeps the place in
+    mind at every entry, takes ten times as long as the largest entries of blocks and a look into one of them."""
+    blocks = logits.unflatten(1, (-1, BLOCK)) if logits.shape[1] % BLOCK == 0 and logits.device.type == "cpu" else None
+    if blocks is None:
+        value, index = logits.max(dim=1)
+        return value, index
+    value, block = blocks.amax(dim=2).max(dim=1)
+    rows = torch.arange(len(logits))
+    return value, block * BLOCK + blocks[rows, block].argmax(dim=1)
 
 
 def uniform(seed: int, position: int) -> float:

@@ -18,8 +18,10 @@ CHOSEN = [
     *("-p", "8080", "--hostname", "127.0.0.1", "--max-concurrent-requests", "7", "--max-input-tokens", "100"),
     *("--max-total-tokens", "200", "--max-batch-prefill-tokens", "64", "--max-stop-sequences", "2"),
     *("--validation-workers", "3", "--no-prefix-caching", "--block-size", "32", "--kv-cache-gib", "0.5"),
+    *("--kv-cache-dtype", "fp8_e4m3fn"),
     *("--num-threads", "1", "--shard-uds-path", "/run/x", "--master-addr", "10.0.0.1", "--master-port", "29600"),
     *("--collective-timeout-seconds", "6", "-g", "7", "--json-output", "--max-batch-size", "9", "--max-best-of", "3"),
+    *("--speculate", "4"),
     *("--max-top-n-tokens", "20", "--max-client-batch-size", "8", "--payload-limit", "1000"),
     *("--cors-allow-origin", "https://a.example", "--cors-allow-origin", "https://b.example"),
     *("--tokenizer-config-path", "/models/chat.json", "--cuda-memory-fraction", "0.5"),
@@ -38,6 +40,7 @@ def test_what_is_chosen_reaches_every_shard_through_its_command_line() -> None:
     assert (shard.model_id, shard.rank, shard.world_size) == (str(MODEL), 1, 2)
     assert (shard.master_addr, shard.master_port, shard.max_batch_tokens) == ("10.0.0.1", 29600, 64)
     assert shard.trust_remote_code
+    assert shard.kv_cache_dtype == "fp8_e4m3fn"
     assert (shard.cuda_memory_fraction, shard.watermark_gamma, shard.watermark_delta) == (0.5, 0.25, -1.5)
 
 
@@ -48,6 +51,7 @@ def test_what_is_chosen_reaches_the_router_through_its_command_line() -> None:
     assert router.launch_status_path == "/run/x-status"
     assert (router.max_input_tokens, router.prefix_caching, router.graceful_termination_timeout) == (100, False, 7.0)
     assert (router.max_batch_size, router.max_best_of, router.max_top_n_tokens) == (9, 3, 20)
+    assert router.speculate == 4
     assert (router.max_client_batch_size, router.payload_limit) == (8, 1000)
     assert router.cors_allow_origin == ("https://a.example", "https://b.example")
     assert router.tokenizer_config_path == "/models/chat.json"

@@ -21,7 +21,6 @@ ORIGINAL = {
     "sharded": "true",
     "num-shard": "8",
     "quantize": "bitsandbytes",
-    "speculate": "2",
     "dtype": "bfloat16",
     "kv-cache-dtype": "fp8_e4m3fn",
     "trust-remote-code": "",
@@ -108,7 +107,7 @@ def test_api_key_and_origins_may_be_repeated() -> None:
 def test_flags_without_effect_have_a_heading_of_their_own() -> None:
     text = build_parser().format_help()
     assert text.index("--json-output") < text.index("accepted for existing command lines, without effect:")
-    assert text.index("accepted for existing command lines") < text.index("--speculate")
+    assert text.index("accepted for existing command lines") < text.index("--max-waiting-tokens")
 
 
 def test_flags_without_effect_are_one_warning_each_and_secrets_are_in_no_line() -> None:
@@ -116,7 +115,7 @@ def test_flags_without_effect_are_one_warning_each_and_secrets_are_in_no_line() 
     done = launched(*switches, "--no-json-output", "--env", "--num-shard", "1", "--sharded", "false", HOSTNAME="pod-7f9c")
     assert done.returncode == 1
     lines = done.stderr.splitlines()
-    assert sum("WARNING launcher: --" in line for line in lines) == 20
+    assert sum("WARNING launcher: --" in line for line in lines) == 18
     assert sum("INFO launcher: runtime python=" in line for line in lines) == 1
     assert "./no/such/folder: there is no such file or folder" in lines[-1]
     assert not [secret for secret in SECRETS if secret in done.stdout + done.stderr]

@@ -28,6 +28,7 @@ from text_generation_router.config import RouterConfig
 from text_generation_router.engine import Engine, limits
 from text_generation_router.errors import GenerationFailed, NotReady, Overloaded
 from text_generation_router.metrics import Metrics
+from text_generation_router.pace import MAX_ITERATIONS
 from text_generation_router.sequence import PromptScore, Request
 from text_generation_router.shards import ShardGroup, StepResult
 from text_generation_router.stream import Mailbox, TokenEvent
@@ -650,3 +651,34 @@ def test_limits_are_the_flags_within_what_the_shards_hold(max_input_tokens, max_
     config = RouterConfig("unused", max_input_tokens=max_input_tokens, max_total_tokens=max_total_tokens)
     found = limits(config, MODEL)
     assert (found.max_input_tokens, found.max_total_tokens) == expected
+
+
+@pytest.mark.parametrize("eos_length", [None, 25])
+async def test_guesses_of_the_shards_change_no_answer(uds_path, tokenizer, eos_length):
+    metrics = Metrics()
+    script = Script(eos_length=eos_length)
+    async with serving(uds_path, tokenizer, script, metrics=metrics, speculate=3) as (engine, shards):
+        answers = await asyncio.gather(*(read_ids(submit(engine, [*PROMPT, 30 + n], 40)) for n in range(3)))
+        assert all(step.num_speculative == 3 for step in shards.steps)
+    assert answers == [answer([*PROMPT, 30 + n], 40, eos_length) for n in range(3)]
+    assert values(metrics)["tgi_request_skipped_tokens_sum"] > 10
+
+
+@pytest.mark.parametrize("eos_length", [None, 25])
+async def test_shards_that_are_faster_than_the_router_decode_several_tokens_a_step(uds_path, tokenizer, eos_length):
+    script = Script(eos_length=eos_length, says_it_took=(1, 1))
+    async with serving(uds_path, tokenizer, script) as (engine, shards):
+        answers = await asyncio.gather(*(read_ids(submit(engine, [*PROMPT, 30 + n], 40 + n)) for n in range(2)))
+        num_iterations = [step.num_iterations for step in shards.steps]
+    assert answers == [answer([*PROMPT, 30 + n], 40 + n, eos_length) for n in range(2)]
+    assert max(num_iterations) == MAX_ITERATIONS and num_iterations[0] == 1
+
+
+async def test_a_stop_sequence_within_a_step_ends_the_text_there(uds_path, tokenizer):
+    expected = answer(PROMPT, 40)
+    stop = text_of(tokenizer, expected[20:23])
+    async with serving(uds_path, tokenizer, Script(says_it_took=(1, 1))) as (engine, _):
+        events = await read(submit(engine, PROMPT, 40, stop=(stop,)))
+        await until(lambda: not engine._streams)
+    assert [event.token_id for event in events] == expected[:23]
+    assert events[-1].finish_reason == "stop_sequence" and events[-1].generated_text.endswith(stop)

@@ -1,6 +1,7 @@
 """The scheduler's decisions one by one, then against a FakeDevice with everything at random."""
 
 import collections
+import dataclasses
 import random
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fakes import FakeDevice, answer
+from fakes import EOS, FakeDevice, answer
 from text_generation_proto import shard_pb2
 from text_generation_router.block_manager import BlockManager
 from text_generation_router.scheduler import Scheduler, Step
@@ -42,12 +43,12 @@ def add(
 
 def plan(step: Step | None) -> list[tuple[int, int, int, bool]]:
     assert step is not None
-    return [(work.sequence.id, work.start, work.length, work.sample) for work in step.work]
+    return [(work.sequence.id, work.start, work.length, work.num_tokens > 0) for work in step.work]
 
 
 def apply(scheduler: Scheduler, token_id: int = 5) -> list[int]:
     """The oldest step samples `token_id` everywhere; those that got it and have all they wanted are finished."""
-    sampled = {work.sequence.id: token_id for work in scheduler.in_flight[0].work if work.sample}
+    sampled = {work.sequence.id: [token_id] for work in scheduler.in_flight[0].work if work.num_tokens}
     extended = scheduler.apply(sampled)
     for sequence in extended:
         if num_generated(sequence) == sequence.request.max_new_tokens:
@@ -262,7 +263,7 @@ def test_a_preempted_sequence_is_added_again_with_all_of_its_tokens():
     busy.finish(first)
     step = busy.schedule()
     assert step.add == [second] and step.drop == [0]
-    assert (step.work[0].start + step.work[0].length, step.work[0].sample) == (9, True)
+    assert (step.work[0].start + step.work[0].length, step.work[0].num_tokens) == (9, 1)
     assert step.work[0].block_ids == second.block_ids
     run(busy)
     assert num_generated(second) == 10
@@ -346,7 +347,7 @@ def test_a_failed_step_leaves_the_next_one_that_is_under_way_without_its_sequenc
     other = add(busy, 1, [3, 4])
     busy.schedule()
     assert busy.fail() == [failed]
-    assert [sequence.id for sequence in busy.apply({1: 7})] == [1]  # the shards say nothing of 0 any more
+    assert [sequence.id for sequence in busy.apply({1: [7]})] == [1]  # the shards say nothing of 0 any more
     assert num_generated(failed) == 0 and other.token_ids == [3, 4, 7]
 
 
@@ -374,19 +375,34 @@ def test_an_interruption_names_those_that_were_being_computed_and_not_those_that
 
 
 def as_message(step: Step) -> shard_pb2.Step:
-    message = shard_pb2.Step(id=step.id, drop=step.drop)
+    message = shard_pb2.Step(
+        id=step.id, drop=step.drop, num_iterations=step.num_iterations, num_speculative=step.num_speculative
+    )
     for sequence in step.add:
         message.add.add(
             id=sequence.id,
             token_ids=sequence.token_ids,
             num_prompt_tokens=sequence.num_prompt_tokens,
             prompt_logprobs=sequence.request.prompt_logprobs,
+            max_new_tokens=sequence.request.max_new_tokens,
         )
     for work in step.work:
         message.work.add(
-            sequence_id=work.sequence.id, start=work.start, length=work.length, block_ids=work.block_ids, sample=work.sample
+            sequence_id=work.sequence.id,
+            start=work.start,
+            length=work.length,
+            block_ids=work.block_ids,
+            sample=work.num_tokens > 0,
         )
     return message
+
+
+@dataclasses.dataclass
+class FixedPace:
+    """Stands for a Pace that has learned."""
+
+    max_prefill_tokens: int
+    num_iterations: int
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -402,6 +418,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         eos_length=st.none() | st.integers(4, 12),
         max_batch_size=st.none() | st.integers(1, 3),
         chunked_prefill=st.sampled_from([True, True, False]),
+        num_speculative=st.sampled_from([0, 0, 1, 3]),
+        num_iterations=st.sampled_from([1, 1, 2, 5]),
+        max_prefill_tokens=st.sampled_from([1, 3, 1 << 30]),
     )
     def begin(
         self,
@@ -413,13 +432,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         eos_length,
         max_batch_size=None,
         chunked_prefill=True,
+        num_speculative=0,
+        num_iterations=1,
+        max_prefill_tokens=1 << 30,
     ):
         self.num_blocks, self.block_size, self.max_batch_tokens = num_blocks, block_size, max_batch_tokens
         self.depth, self.prefix_caching, self.eos_length = depth, prefix_caching and chunked_prefill, eos_length
         self.max_batch_size, self.chunked_prefill = max_batch_size, chunked_prefill
         if not chunked_prefill:
             self.max_batch_tokens = max(max_batch_tokens, num_blocks * block_size)
-        self.scheduler = Scheduler(self._block_manager(), self.max_batch_tokens, max_batch_size, chunked_prefill)
+        self.scheduler = Scheduler(
+            self._block_manager(), self.max_batch_tokens, max_batch_size, chunked_prefill, num_speculative
+        )
+        self.scheduler.pace = FixedPace(max_prefill_tokens, num_iterations)
         self.sequences: list[Sequence] = []
         self.given_up: set[int] = set()
         self._new_device()
@@ -461,8 +486,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         if result.error:
             self.given_up |= {sequence.id for sequence in self.scheduler.fail()}
             return
-        extended = self.scheduler.apply({token.sequence_id: token.token_id for token in result.tokens})
-        for sequence in extended:
+        tokens: dict[int, list[int]] = collections.defaultdict(list)
+        for token in result.tokens:
+            if EOS not in tokens[token.sequence_id]:
+                tokens[token.sequence_id].append(token.token_id)
+        for sequence in self.scheduler.apply(tokens):
             expected = answer(sequence.request.prompt_token_ids, sequence.request.max_new_tokens, self.eos_length)
             assert sequence.token_ids[sequence.num_prompt_tokens :] == expected[: num_generated(sequence)]
             if num_generated(sequence) == len(expected):
@@ -540,7 +568,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         for work in step.work:
             sequence = work.sequence
             assert not sequence.finished
-            assert work.start + work.length < sequence.num_prompt_tokens + sequence.request.max_new_tokens
+            is_exact = not self.scheduler.num_speculative
+            assert not is_exact or work.start + work.length < sequence.num_prompt_tokens + sequence.request.max_new_tokens
             assert work.start == 0 or self.prefix_caching or sequence not in step.add
 
     def _unfinished(self) -> list[Sequence]:

@@ -23,7 +23,7 @@ from fakes import (
 from text_generation_proto import shard_pb2
 from text_generation_router.scheduler import Step, Work
 from text_generation_router.sequence import PromptScore, Request, SamplingParameters, Sequence
-from text_generation_router.shards import ShardGroup, ShardsLost, StepResult
+from text_generation_router.shards import SampledToken, ShardGroup, ShardsLost, StepResult
 
 PROMPT = [10, 11, 12, 13, 14, 15]
 
@@ -81,8 +81,7 @@ async def test_a_step_reaches_every_rank_as_it_was_made_and_rank_0_answers(uds_p
         assert shards.ranks[0].streams[0].steps == shards.ranks[1].streams[0].steps
         (message,) = shards.steps
     assert (result.step_id, result.error) == (0, "")
-    assert (result.token_ids, result.logprobs) == ({3: next_token(PROMPT)}, {3: LOGPROB})
-    assert (result.top_tokens, result.prompt_scores) == ({}, {})
+    assert (result.tokens, result.prompt_scores) == ({3: [SampledToken(next_token(PROMPT), LOGPROB, [])]}, {})
     assert (result.forward_seconds, result.sample_seconds) == pytest.approx((FORWARD_MICROS / 1e6, SAMPLE_MICROS / 1e6))
     assert (message.id, list(message.drop), list(message.add[0].token_ids)) == (0, [], PROMPT)
     assert (message.add[0].num_prompt_tokens, message.add[0].num_top_tokens, message.add[0].prompt_logprobs) == (6, 0, False)
@@ -127,7 +126,7 @@ async def test_alternatives_and_the_prompts_scores_come_back_by_sequence_and_pos
         (result,) = await next_results(group)
         added = shards.steps[0].add[0]
     assert (added.num_top_tokens, added.prompt_logprobs) == (2, True)
-    assert result.top_tokens == {3: top_tokens(next_token(PROMPT), 2)}
+    assert result.tokens[3][0].top_tokens == top_tokens(next_token(PROMPT), 2)
     scores = {p: PromptScore(prompt_logprob(p), top_tokens(PROMPT[p], 2, prompt_logprob(p))) for p in range(1, len(PROMPT))}
     assert result.prompt_scores == {3: scores}
 
@@ -151,7 +150,8 @@ async def test_steps_can_be_sent_ahead_and_results_come_in_their_order(uds_path)
         group.send(Step(2, drop=[3]))
         results = await next_results(group, 3)
         assert [result.step_id for result in results] == [0, 1, 2]
-        assert results[1].token_ids == {3: next_token([*PROMPT, next_token(PROMPT)])} and results[2].token_ids == {}
+        second = SampledToken(next_token([*PROMPT, next_token(PROMPT)]), LOGPROB, [])
+        assert results[1].tokens == {3: [second]} and results[2].tokens == {}
         assert list(shards.steps[2].drop) == [3]
 
 

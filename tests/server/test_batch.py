@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from text_generation_proto.shard_pb2 import SamplingParameters, Step
-from text_generation_server.batch import Batch, Sampling, Sequences
+from text_generation_server.batch import Batch
 from text_generation_server.errors import StepError
+from text_generation_server.sampling import Sampling
+from text_generation_server.sequences import Sequences
 
 CPU = torch.device("cpu")
 
@@ -86,7 +88,7 @@ def test_a_new_sequences_tokens_are_its_prompt_unless_it_says_how_many_are(seque
     step.add.add(id=3, token_ids=[1, 2, 3], num_prompt_tokens=1)
     for sequence_id in (2, 3):
         step.work.add(sequence_id=sequence_id, start=0, length=3, block_ids=[sequence_id])
-    assert [state.generated for state, _ in sequences.apply(step)] == [[], [2, 3]]
+    assert [state.generated for state in (chunk.sequence for chunk in sequences.apply(step))] == [[], [2, 3]]
 
 
 def test_prompt_rows_are_those_before_a_token_of_the_prompt(sequences: Sequences) -> None:
@@ -97,7 +99,7 @@ def test_prompt_rows_are_those_before_a_token_of_the_prompt(sequences: Sequences
         if start == 0:
             step.add.add(id=2, token_ids=range(20, 26), num_prompt_tokens=5, prompt_logprobs=True)
         step.work.add(sequence_id=2, start=start, length=length, block_ids=[5, 6] if start == 0 else ())
-        batch = Batch.from_work(sequences.apply(step), 4, CPU)
+        batch = Batch.of(sequences.apply(step), 4, CPU)
         found += [(list(prompt.positions), list(prompt.rows), prompt.target_ids) for prompt in batch.prompts]
     assert found == [([1, 2], [4, 5], [21, 22]), ([3, 4], [4, 5], [23, 24])]
 
@@ -106,7 +108,7 @@ def test_a_sequence_can_be_dropped_and_added_again_in_one_step(sequences: Sequen
     step = Step(drop=[1])
     step.add.add(id=1, token_ids=[21, 22])
     step.work.add(sequence_id=1, start=0, length=2, block_ids=[5])
-    [(state, _)] = sequences.apply(step)
+    [state] = [chunk.sequence for chunk in sequences.apply(step)]
     assert (state.token_ids, state.block_table) == ([21, 22], [5])
 
 
@@ -128,7 +130,7 @@ def test_a_failed_sequence_does_not_hold_up_the_others(sequences: Sequences) -> 
     sequences.fail(one_work(sequence_id=2))
     step = one_work()
     step.work.add(sequence_id=2, start=0, length=1)
-    assert [state.id for state, _ in sequences.apply(step)] == [1]
+    assert [chunk.sequence.id for chunk in sequences.apply(step)] == [1]
 
 
 def test_nothing_is_left_after_clear(sequences: Sequences) -> None:
@@ -142,7 +144,7 @@ def test_sequences_of_one_token_come_first_and_rows_to_sample_are_named(sequence
     step.add.add(id=2, token_ids=[21, 22, 23])
     step.work.add(sequence_id=2, start=1, length=2, block_ids=[6], sample=True)
     step.work.add(sequence_id=1, start=4, length=1, sample=True)
-    batch = Batch.from_work(sequences.apply(step), 4, CPU)
+    batch = Batch.of(sequences.apply(step), 4, CPU)
     assert batch.token_ids.tolist() == [15, 22, 23]
     assert batch.context.slot_mapping.tolist() == [0, 6 * 4 + 1, 6 * 4 + 2]
     assert batch.context.block_tables.tolist() == [[3, 0], [6, 0]]
@@ -154,7 +156,7 @@ def test_sequences_of_one_token_come_first_and_rows_to_sample_are_named(sequence
 
 
 def test_chunks_in_the_middle_of_a_prompt_are_not_sampled(sequences: Sequences) -> None:
-    batch = Batch.from_work(sequences.apply(one_work()), 4, CPU)
+    batch = Batch.of(sequences.apply(one_work()), 4, CPU)
     assert batch.sampled == []
     assert batch.sampled_rows.shape == (0,)
 

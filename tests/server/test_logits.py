@@ -14,8 +14,8 @@ from transformers.generation.logits_process import (
 )
 
 from sampling_rows import VOCAB_SIZE, make_logits, make_sampling
-from text_generation_server.batch import SequenceState
 from text_generation_server.logits import Penalties, Watermark, filter_logits
+from text_generation_server.sequences import SequenceState
 
 WATERMARK = Watermark(gamma=0.25, delta=4.0)
 TOKEN_IDS = [3, 150, 7, 7, 150, 300, 7]

@@ -11,10 +11,11 @@ from tokenizers import Tokenizer
 from runner_steps import execute, generate, make_runner, make_step, score_prompt
 from sampling_rows import VOCAB_SIZE, make_logits, make_sampling
 from text_generation_proto.shard_pb2 import SamplingParameters
-from text_generation_server.batch import PromptRows, SequenceState
+from text_generation_server.batch import PromptRows
 from text_generation_server.logprobs import Logprobs
 from text_generation_server.parallel import Parallel
 from text_generation_server.runner import Runner
+from text_generation_server.sequences import SequenceState
 from two_ranks import PROMPT
 
 TEXT = "ROMEO:\nBut, soft! what light through yonder window breaks?\nIt is the east, and Juliet is the sun."

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from sampling_rows import VOCAB_SIZE, make_logits, make_sampling
-from text_generation_server.batch import SequenceState
 from text_generation_server.logits import Watermark
 from text_generation_server.parallel import Parallel
-from text_generation_server.sampler import Sampled, Sampler, uniform
+from text_generation_server.sampler import Sampled, Sampler, largest, uniform
+from text_generation_server.sequences import SequenceState
 from two_ranks import DELTA, GAMMA, sampler_input
 
 
@@ -216,3 +216,13 @@ def test_a_vocabulary_that_does_not_divide_is_sampled_alike_by_two_ranks(ranks: 
         assert results["sampled"][2] == top_ids
         for found, expected in zip(results["sampled"][3], top_logprobs, strict=True):
             assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("num_columns", [255, 256, 1024, 1000])
+def test_the_largest_entry_is_found_and_on_a_tie_the_first(num_columns: int) -> None:
+    logits = torch.randint(0, 5, (4, num_columns)).float()
+    logits[1, num_columns - 1] = 9.0
+    logits[2] = -math.inf
+    value, index = largest(logits)
+    assert torch.equal(value, logits.amax(dim=1))
+    assert index.tolist() == [row.tolist().index(max(row.tolist())) for row in logits]

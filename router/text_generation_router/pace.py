@@ -1,0 +1,48 @@
+"""Pace: what steps cost, learned from their results, and what follows for the next ones.
+
+In: how long a step took on the shards, and how much the router worked beside it. Out: how many tokens of prompts a step may
+compute beside sequences that decode, and how many tokens the shards should decode on their own. Numbers only, no I/O.
+"""
+
+PREFILL_SHARE = 2.5  # of a step without prompts: what prompts may add to a step that others wait for
+MIN_PREFILL_TOKENS = 16
+MAX_ITERATIONS = 8
+WEIGHT = 0.2  # of the latest step in each mean
+UNKNOWN = 1 << 30
+
+
+class Pace:
+    def __init__(self) -> None:
+        self._decode_seconds: float | None = None  # of a step in which sequences only decode, once
+        self._token_seconds: float | None = None  # that one more token of a prompt takes
+        self._router_seconds: float | None = None  # of the router's own processor time a step
+
+    @property
+    def max_prefill_tokens(self) -> int:
+        """In a step in which others decode. As long as nothing is known there is no limit."""
+        if self._decode_seconds is None or not self._token_seconds:
+            return UNKNOWN
+        return max(MIN_PREFILL_TOKENS, int(PREFILL_SHARE * self._decode_seconds / self._token_seconds))
+
+    @property
+    def num_iterations(self) -> int:
+        """As many as the shards need to be busy while the router works on what they decoded before."""
+        if not self._decode_seconds or self._router_seconds is None:
+            return 1
+        return max(1, min(MAX_ITERATIONS, round(self._router_seconds / self._decode_seconds)))
+
+    def learn(self, num_prefill_tokens: int, num_iterations: int, step_seconds: float) -> None:
+        """`step_seconds` as the shards measured them. What a step takes at least, prompts or not, is no prompt's."""
+        if not num_prefill_tokens:
+            self._decode_seconds = _mean(self._decode_seconds, step_seconds / num_iterations)
+        elif self._decode_seconds is not None:
+            token_seconds = max(0.0, step_seconds - self._decode_seconds) / num_prefill_tokens
+            self._token_seconds = _mean(self._token_seconds, token_seconds)
+
+    def learn_router(self, seconds: float) -> None:
+        """The router's own processor time since the result before."""
+        self._router_seconds = _mean(self._router_seconds, seconds)
+
+
+def _mean(mean: float | None, latest: float) -> float:
+    return latest if mean is None else (1 - WEIGHT) * mean + WEIGHT * latest

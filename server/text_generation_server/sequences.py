@@ -1,0 +1,204 @@
+"""Sequences: what a shard remembers between steps, and the chunks of them that a step computes.
+
+In: Step messages. Out: chunks. What reads messages elsewhere (`runner`, `generation`, `service`) only passes them on.
+"""
+
+import dataclasses
+
+from text_generation_proto.shard_pb2 import NewSequence, Step, Work
+from text_generation_server.decoding import Decoding
+from text_generation_server.errors import StepError
+from text_generation_server.prompt_lookup import PromptLookup
+from text_generation_server.sampling import Sampling
+
+
+@dataclasses.dataclass(slots=True)
+class SequenceState:
+    """What a shard remembers of a sequence between steps: its tokens and where their keys and values are."""
+
+    id: int
+    token_ids: list[int]
+    sampling: Sampling
+    num_prompt_tokens: int
+    num_top_tokens: int = 0
+    prompt_logprobs: bool = False
+    max_new_tokens: int = 0  # 0: unknown
+    start_token_id: int | None = None  # what a decoder begins with where the prompt is not its own
+    block_table: list[int] = dataclasses.field(default_factory=list)
+    num_computed: int | None = None  # positions whose keys and values are there; None before the first work
+    lookup: PromptLookup | None = None  # made when first asked for guesses
+
+    @classmethod
+    def from_proto(cls, message: NewSequence, decoding: Decoding | None) -> "SequenceState":
+        return cls(
+            id=message.id,
+            token_ids=list(message.token_ids),
+            sampling=Sampling.from_proto(message.sampling),
+            num_prompt_tokens=message.num_prompt_tokens or len(message.token_ids),
+            num_top_tokens=message.num_top_tokens,
+            prompt_logprobs=message.prompt_logprobs and decoding is None,  # nobody says a prompt that is only read
+            max_new_tokens=message.max_new_tokens,
+            start_token_id=decoding.start_token_id if decoding else None,
+        )
+
+    @property
+    def generated(self) -> list[int]:
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def said(self) -> list[int]:
+        """The tokens that the next one is said after, which watermark and penalties look at."""
+        return self.token_ids if self.start_token_id is None else [self.start_token_id, *self.generated]
+
+    def check_new(self, vocab_size: int) -> None:
+        """
+        Raises:
+            StepError: it names tokens that do not exist, or asks for more than there are.
+        """
+        if max((*self.token_ids, *self.sampling.logit_bias), default=0) >= vocab_size:
+            raise StepError(f"sequence {self.id}: token ids must be less than {vocab_size}")
+        if self.num_top_tokens > vocab_size:
+            raise StepError(f"sequence {self.id}: there are only {vocab_size} tokens to be top tokens")
+        if self.num_prompt_tokens > len(self.token_ids):
+            raise StepError(f"sequence {self.id}: its {len(self.token_ids)} tokens have no prompt of {self.num_prompt_tokens}")
+
+    def check(self, start: int, work: Work, num_iterations: int, block_size: int, num_blocks: int) -> None:
+        """
+        Raises:
+            StepError: the work reaches past the sequence's tokens or blocks, or names a block that does not exist.
+        """
+        end = start + work.length
+        if not 0 < work.length <= end <= len(self.token_ids):
+            raise StepError(f"sequence {self.id}: cannot compute [{start}, {end}) of {len(self.token_ids)} tokens")
+        last = end - 1 + max(0, num_iterations - 1)
+        if last >= len(self.block_table) * block_size:
+            raise StepError(f"sequence {self.id}: position {last} is past its {len(self.block_table)} blocks")
+        if any(block >= num_blocks for block in work.block_ids):
+            raise StepError(f"sequence {self.id}: there are only {num_blocks} blocks")
+
+    def guess(self, num_tokens: int, block_size: int) -> list[int]:
+        """At most so many tokens that may come next, no more than there is room and wish for."""
+        room = len(self.block_table) * block_size - len(self.token_ids)
+        wanted = self.max_new_tokens - self.num_generated - 1 if self.max_new_tokens else num_tokens
+        if self.lookup is None:
+            self.lookup = PromptLookup()
+        return self.lookup.guess(self.token_ids, min(num_tokens, room, wanted))
+
+    def decode(self) -> "Chunk":
+        """The next position, with nothing guessed."""
+        return Chunk(self, len(self.token_ids) - 1, 1, sample=True)
+
+    def with_guesses(self, guesses: list[int]) -> "SequenceState":
+        """The sequence as it would be if these tokens came next."""
+        return dataclasses.replace(self, token_ids=self.token_ids + guesses) if guesses else self
+
+@dataclasses.dataclass(slots=True)
+class Chunk:
+    """Positions [start, start + length) of one sequence, computed in one forward. The last `len(guesses)` of them are those of
+    tokens that it may not have: each is checked by what is sampled before it."""
+
+    sequence: SequenceState
+    start: int
+    length: int
+    sample: bool
+    guesses: list[int] = dataclasses.field(default_factory=list)
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.sequence.with_guesses(self.guesses).token_ids[self.start : self.end]
+
+    @property
+    def sampled(self) -> list[SequenceState]:
+        """The sequence before each token that is sampled, one for each of the chunk's last rows."""
+        return [self.sequence.with_guesses(self.guesses[:index]) for index in range(len(self.guesses) + 1)]
+
+    def add_guesses(self, guesses: list[int]) -> None:
+        self.guesses = guesses
+        self.length += len(guesses)
+
+    def accept(self, token_ids: list[int]) -> int:
+        """Enters what was sampled after the chunk's own last token and after each guess, as far as the guesses were right.
+        Returns how many were."""
+        num_right = 0
+        while num_right < len(self.guesses) and self.guesses[num_right] == token_ids[num_right]:
+            num_right += 1
+        sequence = self.sequence
+        sequence.token_ids += token_ids[: num_right + 1]
+        sequence.num_computed = len(sequence.token_ids) - 1
+        if sequence.lookup is not None:
+            sequence.lookup.learn(len(self.guesses), num_right)
+        return num_right
+
+
+class Sequences:
+    """All sequences a driver has added and not dropped; applies a step's difference."""
+
+    def __init__(
+        self,
+        block_size: int,
+        num_blocks: int,
+        max_batch_tokens: int,
+        vocab_size: int,
+        decoding: Decoding | None = None,
+    ) -> None:
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        self.max_batch_tokens = max_batch_tokens
+        self.vocab_size = vocab_size
+        self.decoding = decoding
+        self._states: dict[int, SequenceState] = {}
+        self._failed: set[int] = set()
+
+    @property
+    def ids(self) -> list[int]:
+        return list(self._states)
+
+    def apply(self, step: Step) -> list[Chunk]:
+        """Drops, adds, hands out blocks; returns the work to be done. Sequences of a failed step are passed over until
+        they are dropped: steps that were under way already may still name them.
+
+        Raises:
+            StepError: the step contradicts what was said before.
+        """
+        for sequence_id in step.drop:
+            self._states.pop(sequence_id, None)
+            self._failed.discard(sequence_id)
+        for message in step.add:
+            if message.id in self._states:
+                raise StepError(f"sequence {message.id} is added twice")
+            state = SequenceState.from_proto(message, self.decoding)
+            state.check_new(self.vocab_size)
+            self._states[message.id] = state
+        if sum(work.length for work in step.work) > self.max_batch_tokens:
+            raise StepError(f"a step may compute at most {self.max_batch_tokens} tokens")
+        if len({work.sequence_id for work in step.work}) < len(step.work):
+            raise StepError("a step may compute each sequence once")
+        if step.num_iterations > 1 and not all(work.sample and work.length == 1 for work in step.work):
+            raise StepError("a step of several iterations may only decode")
+        if step.num_iterations > 1 and step.num_speculative:
+            raise StepError("a step of several iterations has no guesses")
+        return [self._take(work, step.num_iterations) for work in step.work if work.sequence_id not in self._failed]
+
+    def fail(self, step: Step) -> None:
+        self._failed.update(work.sequence_id for work in step.work)
+
+    def clear(self) -> None:
+        self._states.clear()
+        self._failed.clear()
+
+    def _take(self, work: Work, num_iterations: int) -> Chunk:
+        state = self._states.get(work.sequence_id)
+        if state is None:
+            raise StepError(f"sequence {work.sequence_id} was never added")
+        state.block_table += work.block_ids
+        start = work.start if state.num_computed is None else min(work.start, state.num_computed)
+        state.check(start, work, num_iterations, self.block_size, self.num_blocks)
+        return Chunk(state, start, work.length, work.sample)

@@ -1,0 +1,57 @@
+"""What steps cost is learned from them, and the next ones follow."""
+
+import pytest
+
+from text_generation_router.pace import MAX_ITERATIONS, MIN_PREFILL_TOKENS, PREFILL_SHARE, UNKNOWN, Pace
+
+
+def learned(decode_seconds: float, token_seconds: float) -> Pace:
+    pace = Pace()
+    for _ in range(50):
+        pace.learn(0, 1, decode_seconds)
+        pace.learn(100, 1, decode_seconds + 100 * token_seconds)
+    return pace
+
+
+def test_prompts_add_to_a_step_of_others_no_more_than_a_share_of_it():
+    pace = learned(decode_seconds=0.1, token_seconds=0.002)
+    seconds = 0.1 + 0.002 * pace.max_prefill_tokens
+    assert seconds == pytest.approx((1 + PREFILL_SHARE) * 0.1, rel=0.05)
+
+
+def test_prompts_are_not_starved_where_they_are_dear():
+    assert learned(decode_seconds=0.001, token_seconds=1.0).max_prefill_tokens == MIN_PREFILL_TOKENS
+
+
+def test_before_anything_is_known_nothing_is_limited():
+    pace = Pace()
+    pace.learn(100, 1, 5.0)  # of which nobody knows how much was the prompt's
+    assert (pace.max_prefill_tokens, pace.num_iterations) == (UNKNOWN, 1)
+
+
+def test_tokens_that_cost_nothing_are_not_limited():
+    assert learned(decode_seconds=0.1, token_seconds=0.0).max_prefill_tokens == UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("router_seconds", "num_iterations"), [(0.0001, 1), (0.001, 1), (0.003, 3), (1.0, MAX_ITERATIONS)]
+)
+def test_shards_decode_on_their_own_while_the_router_works(router_seconds: float, num_iterations: int):
+    pace = learned(decode_seconds=0.001, token_seconds=0.0)
+    pace.learn_router(router_seconds)
+    assert pace.num_iterations == num_iterations
+
+
+def test_a_step_of_several_iterations_counts_as_so_many():
+    pace = Pace()
+    pace.learn(0, 4, 0.004)
+    pace.learn_router(0.002)
+    assert pace.num_iterations == 2
+
+
+def test_it_follows_a_change():
+    pace = learned(decode_seconds=0.1, token_seconds=0.002)
+    before = pace.max_prefill_tokens
+    for _ in range(30):
+        pace.learn(0, 1, 0.3)
+    assert pace.max_prefill_tokens > 2 * before
