@@ -8,8 +8,9 @@ import dataclasses
 
 from text_generation_proto.flags import flag
 
-QUANTIZE_KINDS = ("bitsandbytes", "bitsandbytes-nf4", "bitsandbytes-fp4")
+QUANTIZE_KINDS = ("bitsandbytes", "bitsandbytes-nf4", "bitsandbytes-fp4", "int8-dynamic")
 DTYPES = ("float32", "bfloat16", "float16")
+KV_CACHE_DTYPES = ("auto", "fp8_e4m3fn")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,7 +27,8 @@ class ShardConfig:
         None,
         choices=QUANTIZE_KINDS,
         help="Store the layers' weights in 8 bits (bitsandbytes: LLM.int8) or 4 (-nf4, -fp4): less memory, a little less "
-        "exact. Unset: the checkpoint's weights in --dtype.",
+        "exact. int8-dynamic, on CPUs only: weights, head and inputs in 8 bits, the fastest and less exact. Unset: the "
+        "checkpoint's weights in --dtype.",
     )
     trust_remote_code: bool = flag(
         False,
@@ -49,6 +51,12 @@ class ShardConfig:
         None,
         help="Memory for the KV cache of this rank, in GiB. Too small: few sequences run at once and get preempted; too "
         "large: no memory for anything else. Unset: what a step of a whole token budget leaves on CUDA, 1 on CPU.",
+    )
+    kv_cache_dtype: str = flag(
+        "auto",
+        choices=KV_CACHE_DTYPES,
+        help="Type of the keys and values that are kept. fp8_e4m3fn takes half of bfloat16's memory, and answers get less "
+        "exact. auto: that of the arithmetic, see --dtype.",
     )
     cuda_memory_fraction: float = flag(
         1.0, help="Share of a GPU's memory that this rank may use; the rest is left to other programs."

@@ -30,7 +30,8 @@ def exact(embedded_model: Path, texts: list[list[int]]) -> float:
 
 
 @pytest.mark.parametrize(
-    ("quantize", "most"), [("bitsandbytes", 1.02), ("bitsandbytes-nf4", 1.10), ("bitsandbytes-fp4", 1.15)]
+    ("quantize", "most"),
+    [("bitsandbytes", 1.02), ("bitsandbytes-nf4", 1.10), ("bitsandbytes-fp4", 1.15), ("int8-dynamic", 1.05)],
 )
 def test_quantized_weights_expect_a_text_nearly_as_well(
     embedded_model: Path, texts: list[list[int]], exact: float, quantize: str, most: float

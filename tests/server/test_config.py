@@ -51,6 +51,7 @@ def test_a_config_survives_the_way_through_a_command_line() -> None:
         (["m", "--num-threads", "-2"], "`num_threads` must be > 0. Given: -2"),
         (["m", "--quantize", "gptq"], "invalid choice: 'gptq'"),
         (["m", "--dtype", "int3"], "invalid choice: 'int3'"),
+        (["m", "--kv-cache-dtype", "fp8_e5m2"], "invalid choice: 'fp8_e5m2'"),
     ],
 )
 def test_what_does_not_fit_is_a_usage_error(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

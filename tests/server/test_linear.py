@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from text_generation_server.layers.int8_cpu import Int8CpuLinear
+from text_generation_server.layers.int8_cpu import DynamicInt8Linear, Int8CpuLinear
 from text_generation_server.layers.linear import (
     PackedLinear,
     PlainLinear,
@@ -37,6 +37,7 @@ def weights(tmp_path: Path) -> Weights:
         (torch.float32, "bitsandbytes", Int8CpuLinear),
         (torch.float32, "bitsandbytes-nf4", FourBitLinear),
         (torch.float32, "bitsandbytes-fp4", FourBitLinear),
+        (torch.float32, "int8-dynamic", DynamicInt8Linear),
     ],
 )
 def test_the_storage_asked_for_is_made(dtype: torch.dtype, quantize: str | None, kind: type) -> None:

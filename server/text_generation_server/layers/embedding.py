@@ -6,7 +6,7 @@ In: the checkpoint's [vocab_size, hidden_size] table. Out: modules that hold thi
 import torch
 import torch.nn.functional as F
 
-from text_generation_server.layers.linear import make_linear
+from text_generation_server.layers.linear import head_storage, make_linear
 from text_generation_server.parallel import Parallel
 from text_generation_server.weights import Weights
 
@@ -50,11 +50,12 @@ class VocabHead(torch.nn.Module):
         hidden_size: int,
         parallel: Parallel,
         tied_table: torch.Tensor | None,
+        quantize: str | None = None,
     ) -> None:
         super().__init__()
         if tied_table is None:
             tied_table = weights.load(name, (vocab_size, hidden_size), rows=parallel.split_padded(vocab_size))
-        self.linear = make_linear(tied_table, None)
+        self.linear = make_linear(tied_table, None, head_storage(quantize))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.linear(hidden).float()

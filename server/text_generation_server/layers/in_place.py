@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from text_generation_server.layers.linear import Linear
 from text_generation_server.parallel import Parallel
 
 
@@ -25,7 +24,7 @@ class Style(enum.Enum):
 class LinearInPlace(torch.nn.Module):
     """One of our linears where there was one of theirs. A row linear's bias is rank 0's business."""
 
-    def __init__(self, linear: Linear, style: Style, parallel: Parallel, like: torch.Tensor) -> None:
+    def __init__(self, linear: torch.nn.Module, style: Style, parallel: Parallel, like: torch.Tensor) -> None:
         super().__init__()
         self.linear = linear
         self.style = style

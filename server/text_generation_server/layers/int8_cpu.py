@@ -1,10 +1,12 @@
-"""Int8 on a CPU: the weights of LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339), multiplied by FBGEMM.
+"""Int8 on a CPU, multiplied by FBGEMM.
 
-In: a rank's slice of a weight. Out: a module that multiplies by it. bitsandbytes keeps what is large in an input in full
-precision, beside the rest in 8 bits. Here all of an input is in two digits of 7 bits, each row in a scale of its own: exact
-enough for both, and no row's result depends on the others.
+In: a rank's slice of a weight. Out: a module that multiplies by it, in one of two kinds. Int8CpuLinear has the weights of
+LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339). bitsandbytes keeps what is large in an input in full precision, beside the
+rest in 8 bits. Here all of an input is in two digits of 7 bits, each row in a scale of its own: exact enough for both, and no
+row's result depends on the others. DynamicInt8Linear has inputs of one digit: half the work, and less exact.
 """
 
+import math
 import warnings
 
 import torch
@@ -12,14 +14,17 @@ import torch
 from text_generation_server.errors import ConfigurationError
 
 ENGINES = torch.backends.quantized.supported_engines
-WEIGHT_LEVELS = 127
-# Of a digit. Without VNNI, two products are added in 16 bits: 2 · 127 · 127 still fits, twice as much would not.
-DIGIT_LEVELS = 63
-ZERO_POINT = 64
+# Without VNNI, two products are added in 16 bits: 2 · 127 · 127 still fits, twice as much would not. So where one factor has 8
+# bits the other one has 7: weights, where inputs have two digits; else inputs, whose rows span more.
+LEVELS = 127
+FEWER_LEVELS = 63
+TINY = 1e-30  # instead of the scale of a row of zeros
 
 
 class Int8CpuLinear(torch.nn.Module):
     """weight [out, in] and bias [out], of any floating type: [..., in] → [..., out]."""
+
+    weight_levels = LEVELS
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         """
@@ -28,9 +33,9 @@ class Int8CpuLinear(torch.nn.Module):
         """
         super().__init__()
         if "fbgemm" not in ENGINES:
-            raise ConfigurationError("--quantize bitsandbytes needs an x86 processor or a GPU; the 4-bit kinds do not")
+            raise ConfigurationError("int8 on a CPU needs an x86 processor; the 4-bit kinds do not")
         weight = weight.float()
-        scales = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / WEIGHT_LEVELS
+        scales = weight.abs().amax(dim=1).clamp(min=TINY) / self.weight_levels
         zero_points = torch.zeros(len(scales), dtype=torch.long)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # these tensors have a successor, which has no such kernel
@@ -41,13 +46,33 @@ class Int8CpuLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.flatten(0, -2).float()
-        scale = rows.abs().amax(dim=1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny) / DIGIT_LEVELS
-        scaled = rows / scale
-        high = scaled.round()
-        digits = torch.cat([high, (scaled - high) * (2 * DIGIT_LEVELS)])
-        multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        of_high, of_low = multiply(digits, 1.0, ZERO_POINT, self.packed).chunk(2)
-        output = of_high.add_(of_low, alpha=0.5 / DIGIT_LEVELS).mul_(scale)
+        scale = torch.linalg.vector_norm(rows, math.inf, dim=1, keepdim=True).clamp_(min=TINY)
+        output = self._multiply(rows, scale)
         if self.bias is not None:
             output += self.bias
         return output.view(*x.shape[:-1], -1).to(x.dtype)
+
+    def _multiply(self, rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """rows [num_rows, in] and the largest entry of each → [num_rows, out]."""
+        scaled = rows * (FEWER_LEVELS / scale)
+        high = scaled.round()
+        digits = torch.cat([high, (scaled - high) * (2 * FEWER_LEVELS)])
+        of_high, of_low = self._products(digits, FEWER_LEVELS).chunk(2)
+        return of_high.add_(of_low, alpha=0.5 / FEWER_LEVELS).mul_(scale / FEWER_LEVELS)
+
+    def _products(self, digits: torch.Tensor, levels: int) -> torch.Tensor:
+        """Whole numbers within ± `levels`, times the weights."""
+        products: torch.Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            digits, 1.0, levels + 1, self.packed
+        )
+        return products
+
+
+class DynamicInt8Linear(Int8CpuLinear):
+    """Weights in 7 bits and inputs in 8, each row of both in a scale of its own."""
+
+    weight_levels = FEWER_LEVELS
+
+    def _multiply(self, rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        scale = scale / LEVELS
+        return self._products((rows / scale).round_(), LEVELS).mul_(scale)

@@ -8,7 +8,8 @@ one all-reduce.
 import torch
 import torch.nn.functional as F
 
-from text_generation_server.layers.int8_cpu import Int8CpuLinear
+from text_generation_server.errors import ConfigurationError
+from text_generation_server.layers.int8_cpu import DynamicInt8Linear, Int8CpuLinear
 from text_generation_server.layers.narrow import NarrowLinear, narrow_exponent
 from text_generation_server.layers.quantized import FourBitLinear, Int8Linear
 from text_generation_server.parallel import Parallel
@@ -49,7 +50,15 @@ Linear = PlainLinear | PackedLinear | NarrowLinear | Int8Linear | Int8CpuLinear 
 
 
 def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, quantize: str | None = None) -> Linear:
-    """The module that multiplies by `weight` [out, in] fastest in the kind of storage asked for."""
+    """The module that multiplies by `weight` [out, in] fastest in the kind of storage asked for.
+
+    Raises:
+        ConfigurationError: it is not there for this device.
+    """
+    if quantize == "int8-dynamic":
+        if weight.device.type != "cpu":
+            raise ConfigurationError("--quantize int8-dynamic is for CPUs; use bitsandbytes on a GPU")
+        return DynamicInt8Linear(weight, bias)
     if quantize == "bitsandbytes":
         return Int8CpuLinear(weight, bias) if weight.device.type == "cpu" else Int8Linear(weight, bias)
     if quantize in ("bitsandbytes-nf4", "bitsandbytes-fp4"):
@@ -59,6 +68,11 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, quantize: str |
     if (exponent := narrow_exponent(weight)) is not None:
         return NarrowLinear(weight, bias, exponent)
     return PackedLinear(weight, bias) if torch.backends.mkldnn.is_available() else PlainLinear(weight, bias)
+
+
+def head_storage(quantize: str | None) -> str | None:
+    """bitsandbytes leaves the head as it is, and so do the kinds that are named after it."""
+    return quantize if quantize == "int8-dynamic" else None
 
 
 def load_column_linear(

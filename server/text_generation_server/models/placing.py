@@ -17,17 +17,21 @@ from transformers.pytorch_utils import Conv1D
 from text_generation_server.errors import ConfigurationError
 from text_generation_server.layers.experts import ExpertsInPlace, are_experts
 from text_generation_server.layers.in_place import EmbeddingInPlace, LinearInPlace, Style, SummedInPlace
-from text_generation_server.layers.linear import make_linear
+from text_generation_server.layers.joined import Joined, JoinedPart, find_joined
+from text_generation_server.layers.linear import head_storage, make_linear
+from text_generation_server.layers.rms_norm import replacement
 from text_generation_server.models.tensor_plan import TensorPlan
 
 
 def put_in_place(model: Any, plan: TensorPlan, device: torch.device, quantize: str | None) -> int:
-    """The head is not quantized. Returns what the matrices that were placed occupy."""
+    """Returns what the matrices that were placed occupy."""
     for name in plan.zeroed:
         model.get_parameter(name).data.zero_()
     head = _name_of(model, model.get_output_embeddings())
     names = [name for name, _ in model.named_modules()]
-    weight_bytes = sum(_place_linear(model, name, plan, device, None if name == head else quantize) for name in names)
+    weight_bytes = sum(_place_joined(model, group, plan, device, quantize) for group in find_joined(names))
+    kinds = {name: head_storage(quantize) if name == head else quantize for name in names}
+    weight_bytes += sum(_place_linear(model, name, plan, device, kinds[name]) for name in names)
     experts = [name for name in names if are_experts(model.get_submodule(name))]
     if quantize:  # unless they are, transformers' own way is the better one: all of them in one call
         weight_bytes += sum(_place_experts(model, name, device, quantize) for name in experts)
@@ -37,6 +41,9 @@ def put_in_place(model: Any, plan: TensorPlan, device: torch.device, quantize: s
     for name in plan.embedding_names:
         model.set_submodule(name, EmbeddingInPlace(model.get_submodule(name), start, plan.parallel))
     model.to(device)
+    for name in names:
+        if norm := replacement(model.get_submodule(name)):
+            model.set_submodule(name, norm)
     return weight_bytes
 
 
@@ -53,6 +60,26 @@ def _place_linear(model: Any, name: str, plan: TensorPlan, device: torch.device,
     linear = make_linear(weight, module.bias.detach().to(device) if has_bias else None, quantize)
     model.set_submodule(name, LinearInPlace(linear, style, plan.parallel, weight))
     return linear.weight_bytes
+
+
+def _place_joined(model: Any, names: tuple[str, ...], plan: TensorPlan, device: torch.device, quantize: str | None) -> int:
+    """One multiplication for linears that read the same, where they are plain and alike. Otherwise each keeps to itself."""
+    modules: list[Any] = [model.get_submodule(name) for name in names]
+    styles = {plan.styles.get(name, Style.WHOLE) for name in names}
+    has_bias = {module.bias is not None for module in modules if _is_plain_linear(module)}
+    if not all(map(_is_plain_linear, modules)) or any(isinstance(module, Conv1D) for module in modules):
+        return 0
+    if not styles <= {Style.WHOLE, Style.COLUMN} or len(styles) > 1 or len(has_bias) > 1:
+        return 0
+    if any(_reads_weight(model, name) for name in names):
+        return 0
+    weight = torch.cat([module.weight.detach() for module in modules]).to(device)
+    bias = torch.cat([module.bias.detach() for module in modules]).to(device) if True in has_bias else None
+    joined = Joined(make_linear(weight, bias, quantize), [len(module.weight) for module in modules])
+    for index, name in enumerate(names):
+        like = modules[index].weight
+        model.set_submodule(name, LinearInPlace(JoinedPart(joined, index), Style.WHOLE, plan.parallel, like))
+    return joined.linear.weight_bytes
 
 
 def _place_experts(model: Any, name: str, device: torch.device, quantize: str) -> int:

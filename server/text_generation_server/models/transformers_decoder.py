@@ -14,8 +14,9 @@ import transformers
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from text_generation_server.attention import make_attention
 from text_generation_server.attention.context import ForwardContext
-from text_generation_server.attention.sdpa import Attend, AttentionKind, PagedAttention
+from text_generation_server.attention.kind import Attend, Attention, AttentionKind
 from text_generation_server.errors import ModelError
 from text_generation_server.kv_cache import KVCache, KVShape
 from text_generation_server.models.contract import PagedModel
@@ -52,10 +53,10 @@ class TransformersDecoder(SplitModel, PagedModel):
         refuse_dynamic_rope(loader.config)
         return loader
 
-    def make_attention(self, cache: KVCache) -> PagedAttention:
-        return PagedAttention(cache)
+    def make_attention(self, cache: KVCache) -> Attention:
+        return make_attention(cache)
 
-    def forward(self, token_ids: torch.Tensor, context: ForwardContext, attention: PagedAttention) -> torch.Tensor:
+    def forward(self, token_ids: torch.Tensor, context: ForwardContext, attention: Attention) -> torch.Tensor:
         """token_ids [num_tokens] → hidden states [num_tokens, hidden_size]."""
         return self._run(token_ids, context.positions, attention.bind(context, self.dtype))
 
