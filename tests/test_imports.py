@@ -11,7 +11,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGES = ("proto", "router", "server", "launcher")
-SHARED = {"proto.flags", "proto.logs"}  # on the standard library alone, for everyone
+SHARED = {"proto.flags", "proto.logs", "proto.courtesy"}  # on the standard library alone, for everyone
 PROTOBUF = {"google", "proto.shard_pb2", "proto.shard_pb2_grpc"}
 
 # Nothing in the first may import anything in the second.
@@ -22,7 +22,7 @@ FORBIDDEN = [
     ("launcher", {"torch", "transformers", "numpy", "aiohttp", "msgspec", "tokenizers", "grpc", *PROTOBUF}),
     ("server.layers", {"server.models", "server.runner", "server.service"}),
     ("server.attention", {"server.models", "server.runner", "server.service"}),
-    ("server.models", {"server.batch", "server.runner", "server.service", "server.generation"}),
+    ("server.models", {"server.batch", "server.sequences", "server.runner", "server.service", "server.generation"}),
     ("server.models.contract", {"transformers"}),
     ("server.parallel", {"server.layers", "server.attention", "server.models", "server.runner", "server.service"}),
 ]
@@ -35,6 +35,7 @@ RESERVED = [
     ("router", {"tokenizers"}, {"tokenizer", "detokenizer"}),
     ("router", {"grpc", *PROTOBUF}, {"shards"}),
     ("launcher", {"router", "server"}, set()),  # but for their config modules
+    ("server", {"triton"}, {"attention.paged_kernels", "attention.paged_triton", "layers.fused", "layers.matvec"}),
 ]
 
 # The router from the top down: a module or folder may import those of the rows below its own.
@@ -48,7 +49,7 @@ ROUTER_ROWS = [
     {"engine"},
     {"shards", "stream"},
     {"scheduler", "tokenizer", "stopping"},
-    {"block_manager", "detokenizer"},
+    {"block_manager", "detokenizer", "pace"},
     {"sequence"},
     {"chat_template", "launch_status"},
     {"errors", "metrics", "config"},
@@ -56,15 +57,17 @@ ROUTER_ROWS = [
 ROUTER_FOLDERS = ("router.api", "router.schema")  # within each, any import that leads to no cycle
 STANDARD_LIBRARY_ONLY = {
     *("router.scheduler", "router.block_manager", "router.sequence", "router.stopping", "router.errors"),
-    *("router.metrics", "router.launch_status"),
+    *("router.metrics", "router.launch_status", "router.pace"),
     *("router.config", "server.config", "launcher.config", *SHARED),
 }
 
 
-def imports(module: str, path: pathlib.Path) -> list[str]:
-    """Every module that `path` imports, ours by their short names; `from a import b` may mean a or a.b, so it is both."""
+def imports(module: str, path: pathlib.Path, at_once: bool = False) -> list[str]:
+    """Every module that `path` imports, ours by their short names; `from a import b` may mean a or a.b, so it is both.
+    `at_once`: only those outside of functions."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in tree.body if at_once else ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -117,6 +120,16 @@ def test_what_belongs_to_a_few_modules_stays_with_them(package, reserved, owners
         if is_in(imported, reserved) and not is_in(imported, {"router.config", "server.config"})
     ]
     assert [pair for pair in borrowers if pair[1] not in PACKAGES] == []
+
+
+def test_modules_with_kernels_are_imported_where_they_run_only():
+    """A CPU needs no Triton."""
+    kernels = next({f"server.{owner}" for owner in owners} for _, reserved, owners in RESERVED if "triton" in reserved)
+    folder = ROOT / "server" / "text_generation_server"
+    for path in folder.rglob("*.py"):
+        name = ".".join(["server", *path.relative_to(folder).with_suffix("").parts])
+        at_once = {imported for imported in imports(name, path, at_once=True) if is_in(imported, kernels)}
+        assert name in kernels or not at_once, f"{name} imports {at_once} before it is known that they run"
 
 
 def test_modules_of_the_router_import_downwards_only():

@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from text_generation_proto import flags, logs
+from text_generation_proto.courtesy import be_courteous, be_ordinary
 from text_generation_server.config import ShardConfig
 
 DESCRIPTION = """One shard of a large language model: it holds a slice of the weights and computes steps for a router or for
@@ -66,7 +67,8 @@ def _serve(config: ShardConfig) -> int:
     try:
         # The steps' thread loads too: each thread that computes gets OpenMP threads of its own, and more of them than cores
         # would wait for each other asleep whatever was asked for.
-        device_thread = ThreadPoolExecutor(1, "device")
+        be_courteous()
+        device_thread = ThreadPoolExecutor(1, "device", initializer=be_ordinary)
         folder = device_thread.submit(download_weights, config.model_id, config.revision, config.trust_remote_code).result()
         runner = device_thread.submit(load_runner, config, folder).result()
         gc.collect()
