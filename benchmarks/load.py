@@ -1,7 +1,7 @@
 """Load: concurrent clients that stream answers over HTTP, and when each of their tokens came.
 
 In: a server's URL and prompts. Out: one Answer a request. It shares the machine with what it measures, so it looks into no
-event: it counts them.
+event, but for the last ones of each stream: it counts them.
 """
 
 import asyncio
@@ -10,10 +10,12 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import aiohttp
 
 EVENT_END = b"\n\n"
+LAST_BYTES = 2000  # of a stream; its closing events are in them
 TIMEOUT_SECONDS = 3600.0
 
 
@@ -34,10 +36,28 @@ class Answer:
         return [later - earlier for earlier, later in itertools.pairwise(self.token_seconds)]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Api:
+    """How a server is asked for a stream of tokens, and how one knows their number."""
+
+    path: str
+    body: Callable[[str, int], dict[str, Any]]  # of a prompt and the number of tokens wanted
+    num_closing_events: int = 0  # at the end of each stream, without a token
+    num_tokens: Callable[[bytes], int] | None = None  # said in the closing events; None: every other event is a token
+
+
+def _generate_body(prompt: str, max_new_tokens: int) -> dict[str, Any]:
+    return {"inputs": prompt, "parameters": {"max_new_tokens": max_new_tokens, "do_sample": False}}
+
+
+GENERATE_STREAM = Api("/generate_stream", _generate_body)
+
+
 class Load:
-    def __init__(self, url: str, prompts: Iterator[str], max_new_tokens: int) -> None:
-        self._url = f"{url}/generate_stream"
+    def __init__(self, url: str, prompts: Iterator[str], max_new_tokens: int, api: Api = GENERATE_STREAM) -> None:
+        self._url = url + api.path
         self._prompts = prompts
+        self._api = api
         self.max_new_tokens = max_new_tokens
 
     async def run(
@@ -62,16 +82,22 @@ class Load:
         async with session.post(self._url, data=body, headers=headers) as response:
             if response.status != 200:
                 raise RuntimeError(f"status {response.status}: {await response.text()}")
-            rest = b""
+            rest, last_events = b"", b""
             async for chunk in response.content.iter_any():
                 *events, rest = (rest + chunk).split(EVENT_END)
                 if num_tokens := sum(event.startswith(b"data:") for event in events):
                     answer.token_seconds += [time.perf_counter()] * num_tokens
                     on_token(answer)
-        if len(answer.token_seconds) != self.max_new_tokens:
-            raise RuntimeError(f"{len(answer.token_seconds)} tokens came for {self.max_new_tokens}; {events[-1:]}")
+                last_events = (last_events + chunk)[-LAST_BYTES:]
+        self._close(answer, last_events)
         return answer
 
+    def _close(self, answer: Answer, last_events: bytes) -> None:
+        """Raises: RuntimeError: it is not as long as it should be."""
+        del answer.token_seconds[len(answer.token_seconds) - self._api.num_closing_events :]
+        num_tokens = self._api.num_tokens(last_events) if self._api.num_tokens else len(answer.token_seconds)
+        if num_tokens != self.max_new_tokens or not answer.token_seconds:
+            raise RuntimeError(f"{num_tokens} tokens came for {self.max_new_tokens}; {last_events!r}")
+
     def _body(self) -> bytes:
-        parameters = {"max_new_tokens": self.max_new_tokens, "do_sample": False}
-        return json.dumps({"inputs": next(self._prompts), "parameters": parameters}).encode()
+        return json.dumps(self._api.body(next(self._prompts), self.max_new_tokens)).encode()
