@@ -41,9 +41,9 @@ def put_in_place(model: Any, plan: TensorPlan, device: torch.device, quantize: s
     for name in plan.embedding_names:
         model.set_submodule(name, EmbeddingInPlace(model.get_submodule(name), start, plan.parallel))
     model.to(device)
-    for name in names:
-        if norm := replacement(model.get_submodule(name)):
-            model.set_submodule(name, norm)
+    norms = {name: norm for name, module in model.named_modules() if (norm := replacement(module))}
+    for name, norm in norms.items():
+        model.set_submodule(name, norm)
     return weight_bytes
 
 
