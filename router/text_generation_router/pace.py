@@ -4,7 +4,7 @@ In: how long a step took on the shards, and how much the router worked beside it
 compute beside sequences that decode, and how many tokens the shards should decode on their own. Numbers only, no I/O.
 """
 
-PREFILL_SHARE = 2.5  # of a step without prompts: what prompts may add to a step that others wait for
+PREFILL_SHARE = 1.5  # of a step without prompts: what prompts may add to a step that others wait for
 MIN_PREFILL_TOKENS = 16
 MAX_ITERATIONS = 8
 WEIGHT = 0.2  # of the latest step in each mean

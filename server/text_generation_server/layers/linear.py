@@ -5,6 +5,9 @@ The classic pair (Shoeybi et al. 2019, arXiv:1909.08053): a column linear needs 
 one all-reduce.
 """
 
+import dataclasses
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -83,6 +86,29 @@ def load_column_linear(
     return make_linear(weight, weights.load(f"{name}.bias", (out_features,), rows=rows), quantize)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """One of several linears with the same input. `arrange` puts its rows in the order that is wanted of the output."""
+
+    name: str
+    out_features: int
+    rows: slice
+    arrange: Callable[[torch.Tensor], torch.Tensor] = lambda rows: rows
+
+
+def load_stacked_linear(
+    weights: Weights, parts: Sequence[Part], in_features: int, has_bias: bool, quantize: str | None
+) -> Linear:
+    """The parts as one product, one after the other: [..., in_features] → [..., rows of all]."""
+    matrices, biases = [], []
+    for part in parts:
+        matrix = weights.load(f"{part.name}.weight", (part.out_features, in_features), rows=part.rows)
+        matrices.append(part.arrange(matrix))
+        if has_bias:
+            biases.append(part.arrange(weights.load(f"{part.name}.bias", (part.out_features,), rows=part.rows)))
+    return make_linear(torch.cat(matrices), torch.cat(biases) if has_bias else None, quantize)
+
+
 class RowLinear(torch.nn.Module):
     """`columns` of the input: [..., columns] → [..., out_features], summed over the ranks. Rank 0 adds the bias."""
 
@@ -95,10 +121,11 @@ class RowLinear(torch.nn.Module):
         columns: slice,
         parallel: Parallel,
         quantize: str | None,
+        has_bias: bool = True,
     ) -> None:
         super().__init__()
         weight = weights.load(f"{name}.weight", (out_features, in_features), columns=columns)
-        bias = weights.load(f"{name}.bias", (out_features,))
+        bias = weights.load(f"{name}.bias", (out_features,)) if has_bias else None
         self.linear = make_linear(weight, bias if parallel.is_first else None, quantize)
         self.parallel = parallel
 

@@ -1,7 +1,7 @@
-"""RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467) of other libraries' models, as one operation in place of six.
+"""RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467), and what takes the place of other libraries' in their models.
 
-In: a loaded module. Out: the same in float32, where it says the same. On a CPU the six read and write a prompt's hidden states
-as often, which takes ten times as long.
+In: a weight, or a loaded module. Out: a module. On a CPU PyTorch makes nine small operations of it, and other libraries six,
+which is most of what a layer's decode step spends beside its matrices; four do.
 """
 
 from typing import Any
@@ -17,10 +17,18 @@ class RmsNorm(torch.nn.Module):
     def __init__(self, weight: torch.Tensor, epsilon: float) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(weight, requires_grad=False)
-        self.variance_epsilon = epsilon
+        self.epsilon = epsilon
+        self.is_float32_on_cpu = weight.dtype == torch.float32 and weight.device.type == "cpu"
+        if self.is_float32_on_cpu:
+            self.stretched_weight = weight * len(weight) ** 0.5
+            self.least_norm = torch.tensor((len(weight) * epsilon) ** 0.5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
+        if not self.is_float32_on_cpu:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
+        # sqrt(mean(x²) + epsilon) is hypot(|x|, sqrt(size · epsilon)) / sqrt(size), and that root is in the weight.
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return torch.div(x, torch.hypot(norm, self.least_norm)).mul_(self.stretched_weight)
 
 
 @torch.inference_mode()

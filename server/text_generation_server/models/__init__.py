@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from text_generation_server.errors import ConfigurationError, ModelError
-from text_generation_server.models.bloom import Bloom, BloomConfig
 from text_generation_server.models.contract import Model
 from text_generation_server.models.registry import Way, find_way
 from text_generation_server.parallel import Parallel
@@ -56,11 +55,10 @@ class ModelFolder:
             raise ConfigurationError(f"{self.path} runs code of its own, and that on one shard only: --num-shard 1")
         if world_size > 1 and "quantization_config" in self.config:
             raise ConfigurationError(f"{self.path} is quantized already, and runs on one shard only: --num-shard 1")
-        if self.way is Way.NATIVE:
-            Parallel(0, world_size).split(self._bloom_config().num_heads, "attention heads")
-            return
         model_class = self._model_class()  # also for one shard: a library that takes seconds, or is missing, comes first
-        if world_size > 1:
+        if self.way.is_native:
+            self._native_config(model_class).check_split(Parallel(0, world_size))
+        elif world_size > 1:
             model_class.make_loader(self.path).plan(Parallel(0, world_size))
 
     def load(
@@ -71,22 +69,23 @@ class ModelFolder:
         Raises:
             ModelError, ConfigurationError: with one line that says what does not fit.
         """
-        if self.way is not Way.NATIVE:
-            model = self._model_class()(self.path, device, dtype, parallel, quantize)
+        model_class = self._model_class()
+        if not self.way.is_native:
+            model = model_class(self.path, device, dtype, parallel, quantize)
             return model, model.bytes_read
-        weights = Weights(self.path, device, dtype, Bloom.prefix)
-        bloom = Bloom(self._bloom_config(), weights, parallel, quantize)
+        weights = Weights(self.path, device, dtype, model_class.prefix)
+        model = model_class(self._native_config(model_class), weights, parallel, quantize)
         weights.check_all_used()
-        return bloom, weights.bytes_read
+        return model, weights.bytes_read
 
     def _model_class(self) -> Any:
-        """Imported here, because transformers takes seconds to import, and BLOOM does without."""
+        """Imported here, because transformers takes seconds to import, and our own models do without."""
         module, name = self.way.value
         return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 
-    def _bloom_config(self) -> BloomConfig:
+    def _native_config(self, model_class: Any) -> Any:
         try:
-            return BloomConfig.from_json(self.config)
+            return model_class.config_class.from_json(self.config)
         except KeyError as error:
             raise ModelError(f"config.json of {self.path} lacks {error}") from error
 

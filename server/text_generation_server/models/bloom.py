@@ -55,9 +55,17 @@ class BloomConfig:
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
 
+    def check_split(self, parallel: Parallel) -> None:
+        """
+        Raises:
+            ConfigurationError: it does not split over so many ranks.
+        """
+        parallel.split(self.num_heads, "attention heads")
+
 
 class Bloom(PagedModel):
     prefix = "transformer."
+    config_class = BloomConfig
 
     def __init__(self, config: BloomConfig, weights: Weights, parallel: Parallel, quantize: str | None) -> None:
         heads = parallel.split(config.num_heads, "attention heads")

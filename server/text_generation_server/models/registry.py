@@ -8,20 +8,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from text_generation_server.errors import ModelError
+from text_generation_server.models import llama_config
 
 
 class Way(enum.Enum):
     """How a model is served; the value names the module that does it, and the class in it."""
 
-    NATIVE = ("bloom", "Bloom")  # written for this server
+    BLOOM = ("bloom", "Bloom")  # written for this server, as the next one
+    LLAMA = ("llama", "Llama")
     ADAPTER = ("transformers_decoder", "TransformersDecoder")  # transformers' modules with our attention in them
     FALLBACK = ("fallback", "Fallback")  # a model's own code over our cache
     RECOMPUTE = ("recompute", "Recompute")  # its own code without a cache
     SEQ2SEQ = ("seq2seq", "Seq2seq")  # an encoder and a decoder
     OWN_CODE = ("own_code", "OwnCode")  # Python files of the model's folder
 
+    @property
+    def is_native(self) -> bool:
+        return self in NATIVE.values()
 
-NATIVE = ("bloom",)
+
+NATIVE = {"bloom": Way.BLOOM, "llama": Way.LLAMA}
 # Served through transformers' own modules with our attention in them. All are compared with transformers in tests/sweep.
 ADAPTED = (
     *("afmoe", "apertus", "arcee", "aria_text", "axk1", "beam", "bert", "bert-generation", "biogpt", "bitnet"),
@@ -82,11 +88,16 @@ def find_way(config: Mapping[str, Any], trust_remote_code: bool = False) -> Way:
     if _is_seq2seq(config):
         return Way.SEQ2SEQ
     _check_decoder(model_type, config)
-    if model_type in NATIVE and "quantization_config" not in config:  # another library's quantization is its own to read
-        return Way.NATIVE
+    if (way := NATIVE.get(model_type)) and _is_plain(model_type, config):
+        return way
     if model_type in ADAPTED:
         return Way.ADAPTER
     return Way.RECOMPUTE if model_type in RECOMPUTED else Way.FALLBACK
+
+
+def _is_plain(model_type: str, config: Mapping[str, Any]) -> bool:
+    """Whether our own code does all that the configuration asks for. Another library's quantization is its own to read."""
+    return "quantization_config" not in config and (model_type != "llama" or llama_config.is_plain(config))
 
 
 def _refuse_code_from_elsewhere(auto_map: Mapping[str, Any]) -> None:

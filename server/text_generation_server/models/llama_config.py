@@ -1,0 +1,73 @@
+"""LlamaConfig: what config.json says of a Llama, in older files and newer ones.
+
+In: the file's content. Out: sizes and options. Knows nothing of weights.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from text_generation_server.parallel import Parallel
+
+ROPE_TYPES = ("default", "linear", "llama3")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LlamaConfig:
+    """The part of config.json that the forward needs, with transformers' defaults."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_epsilon: float
+    attention_bias: bool
+    mlp_bias: bool
+    tie_word_embeddings: bool
+    max_positions: int
+    rope: Mapping[str, Any]
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any]) -> "LlamaConfig":
+        num_heads = config["num_attention_heads"]
+        return cls(
+            vocab_size=config["vocab_size"],
+            hidden_size=config["hidden_size"],
+            intermediate_size=config["intermediate_size"],
+            num_layers=config["num_hidden_layers"],
+            num_heads=num_heads,
+            num_kv_heads=config.get("num_key_value_heads") or num_heads,
+            head_dim=config.get("head_dim") or config["hidden_size"] // num_heads,
+            rms_norm_epsilon=config.get("rms_norm_eps", 1e-6),
+            attention_bias=config.get("attention_bias", False),
+            mlp_bias=config.get("mlp_bias", False),
+            tie_word_embeddings=config.get("tie_word_embeddings", False),
+            max_positions=config.get("max_position_embeddings", 2048),
+            rope=_rope(config),
+        )
+
+    def check_split(self, parallel: Parallel) -> None:
+        """
+        Raises:
+            ConfigurationError: it does not split over so many ranks.
+        """
+        parallel.split(self.num_heads, "attention heads")
+        parallel.split(self.num_kv_heads, "key-value heads")
+        parallel.split(self.intermediate_size, "MLP columns")
+
+
+def is_plain(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json asks for nothing that is not here."""
+    rope = _rope(config)
+    is_known = rope["rope_type"] in ROPE_TYPES and rope.get("partial_rotary_factor", 1.0) == 1.0
+    return is_known and config.get("hidden_act", "silu") == "silu" and "quantization_config" not in config
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Older files say it in two places and call the type otherwise."""
+    older = {"rope_theta": config.get("rope_theta", 10000.0)} | (config.get("rope_scaling") or {})
+    rope = older | (config.get("rope_parameters") or {})
+    return {"rope_type": rope.get("type", "default")} | rope
