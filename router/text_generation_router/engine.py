@@ -312,7 +312,10 @@ class Engine:
             return
         assert self._scheduler is not None
         step_seconds = result.forward_seconds + result.sample_seconds
-        self._scheduler.pace.learn(step.num_prefill_tokens, step.num_iterations, step_seconds)
+        if step.num_prefill_tokens:
+            self._scheduler.pace.learn_prefill(step.num_prefill_tokens, step.decodes, step_seconds)
+        else:
+            self._scheduler.pace.learn_decode(step.num_iterations, step_seconds)
         self._scheduler.pace.learn_router(router_seconds)
         metrics.batch_inference_success.inc(method=method)
         metrics.batch_inference_duration.observe(now - begin, method=method)

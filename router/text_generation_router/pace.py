@@ -31,13 +31,16 @@ class Pace:
             return 1
         return max(1, min(MAX_ITERATIONS, round(self._router_seconds / self._decode_seconds)))
 
-    def learn(self, num_prefill_tokens: int, num_iterations: int, step_seconds: float) -> None:
-        """`step_seconds` as the shards measured them. What a step takes at least, prompts or not, is no prompt's."""
-        if not num_prefill_tokens:
-            self._decode_seconds = _mean(self._decode_seconds, step_seconds / num_iterations)
-        elif self._decode_seconds is not None:
-            token_seconds = max(0.0, step_seconds - self._decode_seconds) / num_prefill_tokens
-            self._token_seconds = _mean(self._token_seconds, token_seconds)
+    def learn_decode(self, num_iterations: int, seconds: float) -> None:
+        """A step without prompts took `seconds` on the shards."""
+        self._decode_seconds = _mean(self._decode_seconds, seconds / num_iterations)
+
+    def learn_prefill(self, num_tokens: int, beside_decodes: bool, seconds: float) -> None:
+        """A step with `num_tokens` of prompts. What the sequences that decode in it take is not the prompts'."""
+        if beside_decodes and self._decode_seconds is None:
+            return
+        own_seconds = seconds - self._decode_seconds if beside_decodes and self._decode_seconds else seconds
+        self._token_seconds = _mean(self._token_seconds, max(0.0, own_seconds) / num_tokens)
 
     def learn_router(self, seconds: float) -> None:
         """The router's own processor time since the result before."""

@@ -55,6 +55,11 @@ class Step:
     def num_prefill_tokens(self) -> int:
         return sum(work.length for work in self.work if work.is_prefill)
 
+    @property
+    def decodes(self) -> bool:
+        """Whether any sequence goes on with a token in it."""
+        return not all(work.is_prefill for work in self.work)
+
 
 class Scheduler:
     """First come, first served, by `Sequence.id`. The newest sequence gives way when blocks run out."""

@@ -8,8 +8,8 @@ from text_generation_router.pace import MAX_ITERATIONS, MIN_PREFILL_TOKENS, PREF
 def learned(decode_seconds: float, token_seconds: float) -> Pace:
     pace = Pace()
     for _ in range(50):
-        pace.learn(0, 1, decode_seconds)
-        pace.learn(100, 1, decode_seconds + 100 * token_seconds)
+        pace.learn_decode(1, decode_seconds)
+        pace.learn_prefill(100, True, decode_seconds + 100 * token_seconds)
     return pace
 
 
@@ -25,7 +25,7 @@ def test_prompts_are_not_starved_where_they_are_dear():
 
 def test_before_anything_is_known_nothing_is_limited():
     pace = Pace()
-    pace.learn(100, 1, 5.0)  # of which nobody knows how much was the prompt's
+    pace.learn_prefill(100, True, 5.0)  # of which nobody knows how much was the prompt's
     assert (pace.max_prefill_tokens, pace.num_iterations) == (UNKNOWN, 1)
 
 
@@ -44,14 +44,22 @@ def test_shards_decode_on_their_own_while_the_router_works(router_seconds: float
 
 def test_a_step_of_several_iterations_counts_as_so_many():
     pace = Pace()
-    pace.learn(0, 4, 0.004)
+    pace.learn_decode(4, 0.004)
     pace.learn_router(0.002)
     assert pace.num_iterations == 2
+
+
+def test_a_step_of_prompts_alone_is_all_theirs():
+    """Streams took longer a step than this prompt, which came when they had ended: it was not for nothing."""
+    pace = Pace()
+    pace.learn_decode(1, 0.1)
+    pace.learn_prefill(20, False, 0.08)
+    assert 0.004 * pace.max_prefill_tokens == pytest.approx(PREFILL_SHARE * 0.1, rel=0.05)
 
 
 def test_it_follows_a_change():
     pace = learned(decode_seconds=0.1, token_seconds=0.002)
     before = pace.max_prefill_tokens
     for _ in range(30):
-        pace.learn(0, 1, 0.3)
+        pace.learn_decode(1, 0.3)
     assert pace.max_prefill_tokens > 2 * before
