@@ -4,6 +4,8 @@ In: a sequence's tokens. Out: those that followed the last occurrence of its lat
 n-gram speculation elsewhere). Guesses cost no model, and change no answer: they are checked before they count.
 """
 
+import itertools
+
 MAX_NGRAM = 3
 MIN_NGRAM = 2
 
@@ -17,12 +19,14 @@ class PromptLookup:
         self._num_hopeful = 1
 
     def guess(self, token_ids: list[int], num_tokens: int) -> list[int]:
-        """At most `num_tokens`; `token_ids` may only have grown since the last call."""
+        """At most `num_tokens`; `token_ids` may only have grown since the last call. What is known ends with these tokens:
+        beyond that the text is guessed to go in circles."""
         self._index(token_ids)
         for size in range(MAX_NGRAM, MIN_NGRAM - 1, -1):
             end = self._ends.get(tuple(token_ids[-size:]))
             if end is not None:
-                return token_ids[end : end + max(0, min(num_tokens, self._num_hopeful))]
+                following = itertools.cycle(token_ids[end:])
+                return list(itertools.islice(following, max(0, min(num_tokens, self._num_hopeful))))
         return []
 
     def learn(self, num_guesses: int, num_right: int) -> None:

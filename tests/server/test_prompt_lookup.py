@@ -18,12 +18,19 @@ def test_without_an_occurrence_nothing_is_guessed():
     assert lookup.guess([], 4) == lookup.guess([1], 4) == lookup.guess([1, 2, 3, 4], 4) == []
 
 
-def test_no_more_is_guessed_than_wanted_or_known():
+def test_no_more_is_guessed_than_wanted():
     lookup = PromptLookup()
     lookup.learn(4, 4)
     tokens = [1, 2, 3, 1, 2]
     assert lookup.guess(tokens, 0) == lookup.guess(tokens, -1) == []
-    assert lookup.guess(tokens, 2) == [3, 1] and lookup.guess(tokens, 9) == [3, 1, 2]
+    assert lookup.guess(tokens, 2) == [3, 1]
+
+
+def test_beyond_what_is_known_a_text_is_guessed_to_go_in_circles():
+    for tokens, following in (([1, 2, 3, 1, 2], [3, 1, 2, 3, 1, 2, 3, 1]), ([7, 5, 5, 5], [5] * 8)):
+        lookup = PromptLookup()
+        lookup.learn(4, 4)
+        assert lookup.guess(tokens, 9) == following
 
 
 def test_tokens_that_came_since_are_found():
