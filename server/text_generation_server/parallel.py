@@ -117,6 +117,17 @@ class Parallel:
         share = size // self.world_size
         return slice(self.rank * share, (self.rank + 1) * share)
 
+    def split_shared(self, size: int, what: str) -> slice:
+        """The same; where there are fewer things than ranks, neighbouring ranks have the same one.
+
+        Raises:
+            ConfigurationError: things do not divide evenly over ranks, nor ranks over things.
+        """
+        if size >= self.world_size or self.world_size % size:
+            return self.split(size, what)
+        first = self.rank * size // self.world_size
+        return slice(first, first + 1)
+
     def split_padded(self, size: int) -> slice:
         """This rank's share where the last ranks may have fewer: for vocabularies, which need not divide."""
         share = self.padded_share(size)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from random_models import save_random_model
 from runner_steps import all_logits, generate, make_runner
+from sweep import serve_and_compare
 from text_generation_server.errors import ConfigurationError, ModelError
 from text_generation_server.models import ModelFolder
 from text_generation_server.models.registry import Way, find_way
@@ -90,11 +91,12 @@ def test_quantized_linears_take_less_room_and_still_answer(tmp_path: Path, quant
 
 
 def test_what_does_not_split_is_refused(tmp_path: Path) -> None:
-    folder = ModelFolder.read(save_random_model(tmp_path, "llama"))
-    with pytest.raises(ConfigurationError, match="4 attention heads cannot be split over 3 shards"):
-        folder.check_world_size(3)
-    with pytest.raises(ConfigurationError, match="2 key-value heads cannot be split over 4 shards"):
+    folder = ModelFolder.read(save_random_model(tmp_path, "llama", hidden_size=48, num_attention_heads=6))
+    folder.check_world_size(6)
+    with pytest.raises(ConfigurationError, match="6 attention heads cannot be split over 4 shards"):
         folder.check_world_size(4)
+    with pytest.raises(ConfigurationError, match="2 key-value heads cannot be split over 3 shards"):
+        folder.check_world_size(3)
 
 
 def test_a_tensor_that_nothing_asked_for_is_not_passed_over(tmp_path: Path) -> None:
@@ -103,3 +105,8 @@ def test_a_tensor_that_nothing_asked_for_is_not_passed_over(tmp_path: Path) -> N
     save_file(weights | {"model.layers.0.self_attn.q_norm.weight": torch.ones(8)}, folder / "model.safetensors")
     with pytest.raises(ModelError, match=r"does not know, such as layers\.0\.self_attn\.q_norm\.weight"):
         make_runner(folder)
+
+
+def test_two_shards_may_hold_the_same_key_and_value_head(tmp_path: Path) -> None:
+    model = save_random_model(tmp_path / "model", "llama", num_key_value_heads=1)
+    serve_and_compare(model, tmp_path / "run", 2, False, "llama")

@@ -45,7 +45,8 @@ def serve_and_compare(model: Path, folder: Path, world_size: int, seq2seq: bool,
         ModelError, ShardsEnded: the server refuses the model, with its reason.
         AssertionError: an answer is not that of transformers.
     """
-    path = ModelFolder.read(model).way.name.lower()
+    way = ModelFolder.read(model).way
+    path = "native" if way.is_native else way.name.lower()
     folder.mkdir()
     reference = Reference(model, seq2seq, stops=False)
     use_cache = model_type not in WITHOUT_CACHE

@@ -30,7 +30,7 @@ class Llama(PagedModel):
     config_class = LlamaConfig
 
     def __init__(self, config: LlamaConfig, weights: Weights, parallel: Parallel, quantize: str | None) -> None:
-        kv_heads = parallel.split(config.num_kv_heads, "key-value heads")
+        kv_heads = parallel.split_shared(config.num_kv_heads, "key-value heads")
         self.config = config
         self.dtype = weights.dtype
         self.kv_shapes = [KVShape(kv_heads.stop - kv_heads.start, config.head_dim, config.head_dim)] * config.num_layers
@@ -76,7 +76,7 @@ class LlamaLayer:
     ) -> None:
         name, hidden, head_dim = f"layers.{layer}", config.hidden_size, config.head_dim
         heads = parallel.split(config.num_heads, "attention heads")
-        kv_heads = parallel.split(config.num_kv_heads, "key-value heads")
+        kv_heads = parallel.split_shared(config.num_kv_heads, "key-value heads")
         inner = parallel.split(config.intermediate_size, "MLP columns")
         columns = slice(heads.start * head_dim, heads.stop * head_dim)
         o_proj, down_proj = f"{name}.self_attn.o_proj", f"{name}.mlp.down_proj"

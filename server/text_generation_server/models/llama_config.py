@@ -55,7 +55,7 @@ class LlamaConfig:
             ConfigurationError: it does not split over so many ranks.
         """
         parallel.split(self.num_heads, "attention heads")
-        parallel.split(self.num_kv_heads, "key-value heads")
+        parallel.split_shared(self.num_kv_heads, "key-value heads")
         parallel.split(self.intermediate_size, "MLP columns")
 
 
