@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import logging
+import re
 import sys
 import tempfile
 import urllib.request
@@ -29,6 +30,7 @@ PREFIX_TOKENS, OWN_TOKENS = 512, 16
 NUM_FOLLOWERS = 5
 RUNNING_CLIENTS, RUNNING_PROMPT, RUNNING_TOKENS = 8, 32, 160
 LONG_PROMPT, BEGUN_TOKENS = 2000, 16
+REPEATED_LINE, REPEATED_LINES = "To be, or not to be, that is the question.\n", 8
 REPEATED_TOKENS, REPEATED_ROUNDS = 192, 3
 SPECULATE = 8
 NUM_STARTS = 3
@@ -98,11 +100,11 @@ def _gap_cells(name: str, gaps: list[float], first_seconds: float | None) -> lis
 
 
 def measure_repetition(folder: Path) -> str:
-    """Greedy answers of small models go in circles: the text that guesses are made for."""
+    """A line said again and again: what follows does so too, and that is the text that guesses are made for."""
     rows, texts, seconds = [], [], []
     for num_guesses in (0, SPECULATE):
         with ServedModel(folder, [*KV_CACHE, "--speculate", str(num_guesses)]) as server:
-            prompt = next(_texts(folder, 32)) * 2
+            prompt = REPEATED_LINE * REPEATED_LINES
             _stream(server, iter([prompt]), 1, REPEATED_TOKENS)
             answers = [_stream(server, iter([prompt]), 1, REPEATED_TOKENS)[0] for _ in range(REPEATED_ROUNDS)]
             seconds.append(median([answer.token_seconds[-1] - answer.token_seconds[0] for answer in answers]))
@@ -113,14 +115,24 @@ def measure_repetition(folder: Path) -> str:
 
 
 def measure_start(folder: Path) -> str:
-    healthy, first = [], []
+    """Each stage's seconds count from the launcher's start, but for the weights', which the shard takes among them."""
+    starts = []
     for _ in range(NUM_STARTS):
         with ServedModel(folder, KV_CACHE) as server:
             (answer,) = _stream(server, _texts(folder, 16), 1, 1)
-            healthy.append(server.healthy_seconds)
-            first.append(answer.token_seconds[0] - server.start_seconds)
-    cells = [f"{median(healthy):.2f} s", f"{median(first):.2f} s", f"{max(first):.2f} s"]
-    return markdown(("launcher to ready", "to the first token", "slowest of them"), [cells])
+            first = answer.token_seconds[0] - server.start_seconds
+            starts.append((server.answering_seconds, _loading_seconds(server), server.healthy_seconds, first))
+    cells = [f"{median(stage):.2f} s" for stage in zip(*starts, strict=True)]
+    slowest = f"{max(first for *_, first in starts):.2f} s"
+    titles = ("router answers", "weights and first step take", "shards ready", "first token", "the slowest")
+    return markdown(titles, [[*cells, slowest]])
+
+
+def _loading_seconds(server: ServedModel) -> float:
+    """What the shard says of its weights and first step."""
+    found = re.search(r"loading_seconds=([0-9.]+)", server.log.read_text(errors="replace"))
+    assert found, "a shard that is ready has said so"
+    return float(found.group(1))
 
 
 def _stream(server: ServedModel, texts: Iterator[str], num_clients: int, num_tokens: int) -> list[Answer]:

@@ -20,7 +20,7 @@ from typing import Self
 
 START_SECONDS = 600.0
 STOP_SECONDS = 30.0
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.05
 SHOWN_LOG_LINES = 20
 
 
@@ -28,6 +28,7 @@ class ServerProcess:
     def __init__(self, command: Sequence[str], port: int, environment: Mapping[str, str] | None = None) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.start_seconds = 0.0  # on perf_counter's clock, once it has begun
+        self.answering_seconds = 0.0  # from there, until it answered at all
         self.healthy_seconds = 0.0  # from there
         self._temporary = tempfile.TemporaryDirectory(prefix="text-generation-benchmark-")
         self.log = Path(self._temporary.name) / "log"
@@ -61,6 +62,9 @@ class ServerProcess:
         try:
             with urllib.request.urlopen(f"{self.url}/health", timeout=1.0):
                 return True
+        except urllib.error.HTTPError:
+            self.answering_seconds = self.answering_seconds or time.perf_counter() - self.start_seconds
+            return False
         except (urllib.error.URLError, OSError):
             return False
 
