@@ -17,8 +17,9 @@ def test_no_request_is_answered_otherwise_than_the_document_says(embedded_model:
     with Served(embedded_model, sockets, "--max-total-tokens", "16") as served:
         url = f"http://127.0.0.1:{served.port}/api-doc/openapi.json"
         command = [sys.executable, "-m", "schemathesis.cli", "run", url, "--checks", CHECKS, "--continue-on-failure"]
-        command += ["--phases", "coverage,fuzzing", "-n", "5", "--seed", "1", "--workers", "2"]
-        process = subprocess.run(command, capture_output=True, text=True, timeout=170, cwd=tmp_path)
+        # One worker: hypothesis parses sources, and two threads that do so at once make CPython 3.11 raise a SystemError.
+        command += ["--phases", "coverage,fuzzing", "-n", "5", "--seed", "1", "--workers", "1"]
+        process = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
     assert process.returncode == 0, process.stdout[-5000:] + process.stderr[-1000:]
     generated = re.search(r"(\d+) generated", process.stdout)
     assert generated and int(generated[1]) >= MIN_REQUESTS, process.stdout[-1000:]
