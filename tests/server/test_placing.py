@@ -103,6 +103,17 @@ class LlamaRMSNorm(torch.nn.Module):
         return (self.offset + self.weight) * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)
 
 
+class WeightlessRMSNorm(LlamaRMSNorm):
+    """As Falcon Mamba's, whose weight says nothing of the width that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)
+
+
 @torch.inference_mode()
 def test_a_norm_is_replaced_where_the_replacement_says_the_same() -> None:
     norm, x = LlamaRMSNorm(), torch.randn(2, 5, 16)
@@ -117,6 +128,7 @@ def test_a_norm_is_replaced_where_the_replacement_says_the_same() -> None:
         LlamaRMSNorm(offset=1.0),  # as Gemma's
         LlamaRMSNorm(eps=1e-6),  # says one thing and does another
         LlamaRMSNorm().bfloat16(),
+        WeightlessRMSNorm(),
         torch.nn.LayerNorm(16),
         torch.nn.Linear(16, 16),
     ],

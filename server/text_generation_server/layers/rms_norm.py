@@ -42,8 +42,15 @@ def replacement(module: Any) -> RmsNorm | None:
         return None
     norm = RmsNorm(weight.detach(), epsilon)
     x = torch.randn(NUM_ROWS, len(weight)) * epsilon**0.5  # so small that a wrong epsilon would show
-    try:
-        is_same = torch.allclose(module(x), norm(x), rtol=1e-5, atol=1e-6)
-    except (TypeError, ValueError, RuntimeError):  # it takes more than hidden states
+    output, wider_output = _try(module, x), _try(module, torch.ones(1, len(weight) + 1))
+    if output is None or wider_output is not None:  # it takes more than hidden states, or any and has no use for its weight
         return None
-    return norm if is_same else None
+    return norm if torch.allclose(output, norm(x), rtol=1e-5, atol=1e-6) else None
+
+
+def _try(module: Any, x: torch.Tensor) -> torch.Tensor | None:
+    try:
+        output = module(x)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return output if isinstance(output, torch.Tensor) and output.shape == x.shape else None
