@@ -96,6 +96,7 @@ class SequenceState:
         """The sequence as it would be if these tokens came next."""
         return dataclasses.replace(self, token_ids=self.token_ids + guesses) if guesses else self
 
+
 @dataclasses.dataclass(slots=True)
 class Chunk:
     """Positions [start, start + length) of one sequence, computed in one forward. The last `len(guesses)` of them are those of
