@@ -28,6 +28,14 @@ def test_it_multiplies_and_adds_its_bias(dtype: torch.dtype, shape: tuple[int, i
         assert linear.weight_bytes == weight.nbytes // 2
 
 
+def test_a_matrix_of_many_rows_is_packed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(narrow, "MAX_PACKED_ROWS", 10)
+    for weight, bias in ((published(torch.float16, 31, 16), None), (published(torch.bfloat16, 40, 16), torch.randn(40))):
+        linear, x = make_linear(weight, bias), torch.randn(3, 16)
+        assert type(linear) is NarrowLinear and len(linear.parts) == 4
+        torch.testing.assert_close(linear(x), F.linear(x, weight, bias))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_products_are_as_exact_as_float32s(dtype: torch.dtype) -> None:
     """Against float64: narrow weights may not cost a digit, and a column scaled far down shows the lost ones at once."""
