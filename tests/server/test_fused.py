@@ -51,4 +51,5 @@ def test_a_bloom_that_uses_it_gives_the_same_logits(
     prompt = [5, 17, 80, 3]
     expected = all_logits(make_runner(folder), prompt)
     monkeypatch.setattr(bloom, "_import_fused", lambda device: fused)
+    monkeypatch.setattr(bloom, "traced", lambda module, *_: module)  # what the interpreter computes cannot be recorded
     torch.testing.assert_close(all_logits(make_runner(folder), prompt), expected, rtol=1e-5, atol=1e-4)

@@ -20,6 +20,7 @@ from text_generation_server.kv_cache import KVCache, KVShape
 from text_generation_server.layers.alibi import alibi_slopes
 from text_generation_server.layers.embedding import VocabEmbedding, VocabHead
 from text_generation_server.layers.linear import Linear, RowLinear, load_column_linear
+from text_generation_server.layers.traced import traced
 from text_generation_server.models.contract import PagedModel
 from text_generation_server.parallel import Parallel
 from text_generation_server.weights import Weights
@@ -81,6 +82,8 @@ class Bloom(PagedModel):
         layers = tqdm(range(config.num_layers), desc="loading layers", delay=1, disable=not parallel.is_first)
         self.layers = [BloomLayer(config, weights, layer, heads, parallel, quantize) for layer in layers]
         self.ln_f = LayerNorm(weights, "ln_f", config)
+        hidden = torch.zeros(2, config.hidden_size, dtype=weights.dtype, device=weights.device)
+        self._call_head = traced(torch.nn.Sequential(self.ln_f, self.lm_head), parallel.world_size, hidden)
 
     def make_attention(self, cache: KVCache) -> Attention:
         return make_attention(cache, self.slopes)
@@ -88,14 +91,16 @@ class Bloom(PagedModel):
     def forward(self, token_ids: torch.Tensor, context: ForwardContext, attention: Attention) -> torch.Tensor:
         """token_ids [num_tokens] → hidden states [num_tokens, hidden_size], before the last layer norm."""
         attend = attention.bind(context, self.dtype)
-        hidden, update = self.word_embeddings_layernorm(self.word_embeddings(token_ids)), None
+        hidden = self.word_embeddings_layernorm(self.word_embeddings(token_ids))
+        update = torch.zeros_like(hidden)
         for layer in self.layers:
             hidden, update = layer.forward(hidden, update, attend)
-        return hidden if update is None else hidden + update
+        return hidden + update
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [num_rows, hidden_size] → this rank's logits [num_rows, vocab_size_local], float32."""
-        return self.lm_head(self.ln_f(hidden))
+        logits: torch.Tensor = self._call_head(hidden)
+        return logits
 
     @property
     def weight_bytes(self) -> int:
@@ -115,42 +120,70 @@ class BloomLayer:
     def __init__(
         self, config: BloomConfig, weights: Weights, layer: int, heads: slice, parallel: Parallel, quantize: str | None
     ) -> None:
-        name, hidden = f"h.{layer}", config.hidden_size
+        self.index = layer
+        self.attention_kind = AttentionKind(scale=config.head_dim**-0.5)
+        self.before = BeforeAttention(config, weights, f"h.{layer}", heads, quantize)
+        self.after = AfterAttention(config, weights, f"h.{layer}", heads, parallel, quantize)
+        hidden = torch.zeros(2, config.hidden_size, dtype=weights.dtype, device=weights.device)
+        attended = hidden.new_zeros(2, heads.stop - heads.start, config.head_dim)
+        self._call_before = traced(self.before, parallel.world_size, hidden, hidden)
+        self._call_after = traced(self.after, parallel.world_size, hidden, attended)
+
+    @property
+    def linears(self) -> list[Linear]:
+        before, after = self.before, self.after
+        return [before.query_key_value, after.dense.linear, after.dense_h_to_4h, after.dense_4h_to_h.linear]
+
+    def forward(
+        self, hidden: torch.Tensor, update: torch.Tensor, attend: Attend
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """hidden, update [num_tokens, hidden_size] → the two whose sum comes next. Sums are left to the layer norms."""
+        residual, query, key, value = self._call_before(hidden, update)
+        attended = attend(self.index, query, key, value, self.attention_kind)
+        hidden, update = self._call_after(residual, attended)
+        return hidden, update
+
+
+class BeforeAttention(torch.nn.Module):
+    def __init__(self, config: BloomConfig, weights: Weights, name: str, heads: slice, quantize: str | None) -> None:
+        super().__init__()
         # The checkpoint fuses query, key and value head by head, [num_heads, 3, head_dim]: a rank's heads are neighbours.
         fused = slice(heads.start * 3 * config.head_dim, heads.stop * 3 * config.head_dim)
-        columns = slice(heads.start * config.head_dim, heads.stop * config.head_dim)
-        inner = parallel.split(4 * hidden, "MLP columns")
-        qkv, up = f"{name}.self_attention.query_key_value", f"{name}.mlp.dense_h_to_4h"
-        dense, down = f"{name}.self_attention.dense", f"{name}.mlp.dense_4h_to_h"
-        self.index = layer
+        qkv, hidden = f"{name}.self_attention.query_key_value", config.hidden_size
         self.head_dim = config.head_dim
-        self.attention_kind = AttentionKind(scale=config.head_dim**-0.5)
         self.residual_after_layer_norm = config.residual_after_layer_norm
         self.input_layernorm = LayerNorm(weights, f"{name}.input_layernorm", config)
         self.query_key_value = load_column_linear(weights, qkv, 3 * hidden, hidden, fused, quantize)
+
+    def forward(
+        self, hidden: torch.Tensor, update: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """→ the residual [num_tokens, hidden_size], and query, key and value [num_tokens, num_heads_local, head_dim]."""
+        hidden, normed = self.input_layernorm.add(hidden, update)
+        query, key, value = self.query_key_value(normed).unflatten(-1, (-1, 3, self.head_dim)).unbind(2)
+        return normed if self.residual_after_layer_norm else hidden, query, key, value
+
+
+class AfterAttention(torch.nn.Module):
+    def __init__(
+        self, config: BloomConfig, weights: Weights, name: str, heads: slice, parallel: Parallel, quantize: str | None
+    ) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        columns = slice(heads.start * config.head_dim, heads.stop * config.head_dim)
+        inner = parallel.split(4 * hidden, "MLP columns")
+        dense, up, down = f"{name}.self_attention.dense", f"{name}.mlp.dense_h_to_4h", f"{name}.mlp.dense_4h_to_h"
+        self.residual_after_layer_norm = config.residual_after_layer_norm
         self.dense = RowLinear(weights, dense, hidden, hidden, columns, parallel, quantize)
         self.post_attention_layernorm = LayerNorm(weights, f"{name}.post_attention_layernorm", config)
         self.dense_h_to_4h = load_column_linear(weights, up, 4 * hidden, hidden, inner, quantize)
         self.dense_4h_to_h = RowLinear(weights, down, hidden, 4 * hidden, inner, parallel, quantize)
 
-    @property
-    def linears(self) -> list[Linear]:
-        return [self.query_key_value, self.dense.linear, self.dense_h_to_4h, self.dense_4h_to_h.linear]
-
-    def forward(
-        self, hidden: torch.Tensor, update: torch.Tensor | None, attend: Attend
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """hidden, update [num_tokens, hidden_size] → the two whose sum comes next. Sums are left to the layer norms."""
-        hidden, normed = self.input_layernorm.add(hidden, update)
-        residual = normed if self.residual_after_layer_norm else hidden
-        hidden, normed = self.post_attention_layernorm.add(residual, self._attention(normed, attend))
+    def forward(self, residual: torch.Tensor, attended: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """residual [num_tokens, hidden_size], attended [num_tokens, num_heads_local, head_dim] → the two whose sum is next."""
+        hidden, normed = self.post_attention_layernorm.add(residual, self.dense(attended.flatten(1)))
         residual = normed if self.residual_after_layer_norm else hidden
         return residual, self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(normed), approximate="tanh"))
-
-    def _attention(self, normed: torch.Tensor, attend: Attend) -> torch.Tensor:
-        fused = self.query_key_value(normed).view(normed.shape[0], -1, 3, self.head_dim)
-        query, key, value = fused.unbind(2)  # [num_tokens, num_heads_local, head_dim] each
-        return self.dense(attend(self.index, query, key, value, self.attention_kind).flatten(1))
 
 
 class LayerNorm(torch.nn.Module):
@@ -161,10 +194,8 @@ class LayerNorm(torch.nn.Module):
         self.epsilon = config.layer_norm_epsilon
         self.fused = _import_fused(weights.device)
 
-    def add(self, x: torch.Tensor, update: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def add(self, x: torch.Tensor, update: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x + update, and the norm of it."""
-        if update is None:
-            return x, self(x)
         if self.fused:
             return self.fused.add_and_norm(x, update, self.weight, self.bias, self.epsilon)
         total = x + update
