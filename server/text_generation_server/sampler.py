@@ -16,6 +16,7 @@ from text_generation_server.parallel import Parallel
 from text_generation_server.sequences import SequenceState
 
 BLOCK = 256
+ROWS_AT_ONCE = 4  # whose exponentials stay in a processor's cache until they are added up
 
 
 class Sampled(NamedTuple):
@@ -58,7 +59,7 @@ class Sampler:
     def _greedy(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """→ best token ids [num_rows], their log-probabilities, and the log of the sum of all exponentials."""
         value, index = largest(logits)
-        total = torch.logsumexp(logits, dim=1)
+        total = log_sum(logits)
         # float64 holds every token id exactly, so that one gather carries all three.
         local = torch.stack([value.double(), (index + self.rows.start).double(), total.double()])
         values, ids, totals = self.parallel.all_gather(local).unbind(1)  # [world_size, num_rows] each
@@ -110,6 +111,12 @@ def largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     value, block = blocks.amax(dim=2).max(dim=1)
     rows = torch.arange(len(logits))
     return value, block * BLOCK + blocks[rows, block].argmax(dim=1)
+
+
+def log_sum(logits: torch.Tensor) -> torch.Tensor:
+    """[num_rows, n] → the log of each row's sum of exponentials."""
+    parts = logits.split(ROWS_AT_ONCE) if logits.device.type == "cpu" else [logits]
+    return torch.cat([torch.logsumexp(rows, dim=1) for rows in parts])
 
 
 def uniform(seed: int, position: int) -> float:
