@@ -21,6 +21,7 @@ from server_process import ServerProcess
 from table import median, percentile
 
 WARM_UP_TOKENS = 4  # of each client, before each window
+MIN_REQUESTS = 8  # of all clients together, so that the median of few is one
 CHECKED_ANSWERS, CHECKED_TOKENS = 4, 16
 MIN_AGREEMENT = 0.5  # of the checked answers; below, a server computes something else than the first one
 
@@ -35,8 +36,8 @@ class Plan:
 
 
 class Contest:
-    def __init__(self, model: str, plan: Plan) -> None:
-        self.comparison = Comparison(model)
+    def __init__(self, model: str, most_tokens_per_second: float, plan: Plan) -> None:
+        self.comparison = Comparison(model, most_tokens_per_second)
         self._plan = plan
         self._answers: list[str] = []  # of the first server
 
@@ -80,8 +81,9 @@ class Contest:
         for num_clients in self._plan.clients:
             asyncio.run(Load(server.url, texts, WARM_UP_TOKENS, contestant.api).run(num_clients, 1))
             load = Load(server.url, texts, self._plan.new_tokens, contestant.api)
+            num_rounds = max(self._plan.num_rounds, -(-MIN_REQUESTS // num_clients))
             start_seconds = time.perf_counter()
-            answers = asyncio.run(load.run(num_clients, self._plan.num_rounds))
+            answers = asyncio.run(load.run(num_clients, num_rounds))
             reading = self._reading(contestant.name, num_clients, answers, time.perf_counter() - start_seconds)
             self.comparison.readings.append(reading)
             _show(reading)
@@ -96,6 +98,7 @@ class Contest:
             first_token_seconds=median([answer.first_token_seconds for answer in answers]),
             gap_seconds=median(gaps),
             gap_p95_seconds=percentile(gaps, 0.95),
+            gap_max_seconds=max(gaps),
             tokens_per_event=num_tokens / sum(len(answer.token_seconds) for answer in answers),
         )
 

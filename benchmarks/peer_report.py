@@ -12,7 +12,7 @@ from table import markdown
 
 SPEED_TITLES = (
     *("server", "clients", "tokens/s", "first token median"),
-    *("between tokens median", "p95", "tokens per event"),
+    *("between tokens median", "p95", "largest", "tokens per event"),
 )
 RATIO_TITLES = ("beside", "clients", "tokens/s", "first token median", "between tokens median", "p95")
 START_TITLES = ("server", "start", "healthy after", "first token after")
@@ -26,10 +26,11 @@ class Reading:
     first_token_seconds: float  # median
     gap_seconds: float  # between the events of an answer, median
     gap_p95_seconds: float
+    gap_max_seconds: float
     tokens_per_event: float  # above 1: some tokens came together with the next one
 
     def cells(self) -> list[str]:
-        times = (self.first_token_seconds, self.gap_seconds, self.gap_p95_seconds)
+        times = (self.first_token_seconds, self.gap_seconds, self.gap_p95_seconds, self.gap_max_seconds)
         speed = f"{self.tokens_per_second:.1f}"
         return [self.server, str(self.num_clients), speed, *map(_time, times), f"{self.tokens_per_event:.3f}"]
 
@@ -48,6 +49,7 @@ class Comparison:
     """What is known so far; the first server is the one that the others are compared with."""
 
     model: str
+    most_tokens_per_second: float  # that the multiplications allow, on this machine and in this run
     readings: list[Reading] = dataclasses.field(default_factory=list)
     starts: list[Start] = dataclasses.field(default_factory=list)
     agreements: dict[str, float] = dataclasses.field(default_factory=dict)  # by server: of its answers with the first one's
@@ -59,6 +61,8 @@ class Comparison:
 
 def model_report(comparison: Comparison) -> str:
     parts = [markdown(SPEED_TITLES, [reading.cells() for reading in comparison.readings])]
+    most = comparison.most_tokens_per_second
+    parts.append(f"The multiplications alone, at the speed of large matrices, allow {most:.0f} tokens/s.")
     if ratios := list(_ratios(comparison.readings)):
         parts += ["This server / peer: of tokens/s more is better, of times less.", markdown(RATIO_TITLES, ratios)]
     parts += ["From the start of the process:", markdown(START_TITLES, list(_starts(comparison.starts)))]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import aiohttp
 import peer_servers
+from arithmetic import most_tokens_per_second
 from contest import Contest, Plan
 from endless_model import endless_folder, read_through
 from generated_model import add_cache_argument, model_folder
@@ -56,7 +57,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="N,N,…",
         help="default: 1,4,16,32",
     )
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="requests of each client; default: 3")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="requests of each client; of few, more; default: 3")
     parser.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="length of each prompt; default: 128")
     parser.add_argument("--new-tokens", type=int, default=64, metavar="N", help="length of each answer; default: 64")
     parser.add_argument(
@@ -74,10 +75,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def compare(model: str, plan: Plan, arguments: argparse.Namespace) -> Comparison:
-    contest = Contest(model, plan)
     with tempfile.TemporaryDirectory(prefix="text-generation-peers-") as temporary:
         folder = endless_folder(model_folder(model, arguments.cache), Path(temporary) / Path(model).name)
         read_through(folder)
+        contest = Contest(model, most_tokens_per_second(folder, arguments.prompt_tokens, arguments.new_tokens), plan)
         for contestant in _contestants(arguments, folder, Path(temporary)):
             try:
                 contest.turn(contestant, Prompts(folder, arguments.prompt_tokens, shared_prefix=False))
@@ -110,7 +111,7 @@ def main() -> None:
             print(f"{name}: {peer_servers.versions(python)}.")
     lengths = f"prompts of {arguments.prompt_tokens} tokens, all different, answers of {arguments.new_tokens}, greedy"
     for comparison in comparisons:
-        print(f"\n{comparison.name}, float32; {lengths}, {arguments.rounds} rounds.\n\n{model_report(comparison)}")
+        print(f"\n{comparison.name}, float32; {lengths}, at least {arguments.rounds} rounds.\n\n{model_report(comparison)}")
     if arguments.plot:
         from latency_plot import draw  # matplotlib is for those who want a picture
 
