@@ -1,16 +1,14 @@
-"""Logits: what a request asks to be done to them before a token is chosen: biases, watermark, penalties, then filters.
+"""Logits: what a request asks to be done to them by what was said before: biases, watermark, penalties.
 
-In: this rank's part of the logits (penalties), or one row of all of them (filters), and the row's sequence or parameters.
-Out: logits again. Knows nothing of the choice, nor of other ranks: each rank changes the rows of the vocabulary it has.
+In: this rank's part of the logits, and each row's sequence. Out: logits again. Knows nothing of filters, of the choice, nor
+of other ranks: each rank changes the rows of the vocabulary it has.
 """
 
 import dataclasses
-import math
 
 import torch
 
 from text_generation_server.decoding import Decoding
-from text_generation_server.sampling import Sampling
 from text_generation_server.sequences import SequenceState
 
 LARGEST = torch.finfo(torch.float32).max
@@ -40,11 +38,12 @@ class Penalties:
         self.rows = rows
         self.watermark = watermark
 
-    def apply(self, logits: torch.Tensor, sequences: list[SequenceState]) -> None:
-        """logits [num_rows, vocab_size_local], changed in place."""
-        for row, sequence in enumerate(sequences):
-            if sequence.sampling.changes_logits:
-                self._apply_to_row(logits[row], sequence)
+    def apply(self, logits: torch.Tensor, sequences: list[SequenceState]) -> bool:
+        """logits [num_rows, vocab_size_local], changed in place. Whether any were."""
+        changed = [row for row, sequence in enumerate(sequences) if sequence.sampling.changes_logits]
+        for row in changed:
+            self._apply_to_row(logits[row], sequences[row])
+        return bool(changed)
 
     def _apply_to_row(self, scores: torch.Tensor, sequence: SequenceState) -> None:
         """scores [vocab_size_local]"""
@@ -97,33 +96,3 @@ class Rules:
 
     def _local(self, token_ids: tuple[int, ...]) -> list[int]:
         return [token_id - self.rows.start for token_id in token_ids if self.rows.start <= token_id < self.rows.stop]
-
-
-def filter_logits(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Temperature, top-k, top-p, typical-p, in the order of transformers' warpers, on one row of the whole vocabulary;
-    what is filtered out becomes -inf."""
-    # At most 0, and no temperature whose inverse is inf: nothing overflows, and the best token stays at 0.
-    logits = (logits - logits.max()) / max(sampling.temperature, 1e-30)
-    if sampling.top_k is not None and sampling.top_k < logits.shape[0]:
-        smallest_kept = logits.topk(sampling.top_k).values[-1]
-        logits = logits.masked_fill(logits < smallest_kept, -math.inf)
-    if sampling.top_p is not None:
-        ordered, order = logits.sort(descending=True)
-        probabilities = ordered.softmax(dim=0)
-        before = probabilities.cumsum(0) - probabilities  # what more likely tokens cover together
-        logits = logits.index_fill(0, order[before >= sampling.top_p], -math.inf)
-    if sampling.typical_p is not None:
-        logits = _keep_typical(logits, sampling.typical_p)
-    return logits
-
-
-def _keep_typical(logits: torch.Tensor, mass: float) -> torch.Tensor:
-    """Locally typical sampling (Meister et al. 2022, arXiv:2202.00666): the tokens whose surprise is nearest to the
-    expected one, as many as cover `mass`."""
-    logprobs = logits.log_softmax(dim=0)
-    probabilities = logprobs.exp()
-    entropy = -(probabilities * logprobs).nansum()  # 0 · -inf, of what is filtered out already, counts as 0
-    distance = (logprobs + entropy).abs()
-    ordered, order = distance.sort()
-    num_below = (probabilities[order].cumsum(0) < mass).sum().clamp(max=logits.shape[0] - 1)
-    return logits.masked_fill(distance > ordered[num_below], -math.inf)

@@ -5,18 +5,21 @@ Greedy rows need three numbers a rank (best value, its id, log-sum-exp), never t
 gathered, and chosen by inverting their cumulative distribution at one uniform number that depends on seed and position alone.
 """
 
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from text_generation_server.decoding import Decoding
-from text_generation_server.logits import Penalties, Rules, Watermark, filter_logits
+from text_generation_server.filters import filter_logits
+from text_generation_server.logits import Penalties, Rules, Watermark
 from text_generation_server.logprobs import Logprobs
 from text_generation_server.parallel import Parallel
 from text_generation_server.sequences import SequenceState
 
 BLOCK = 256
-ROWS_AT_ONCE = 4  # whose exponentials stay in a processor's cache until they are added up
+ROWS_AT_ONCE = 4  # that stay in a processor's cache from one operation to the next
 
 
 class Sampled(NamedTuple):
@@ -26,6 +29,26 @@ class Sampled(NamedTuple):
     logprobs: list[float]
     top_ids: list[list[int]]  # as many as the row's sequence asked for
     top_logprobs: list[list[float]]
+
+
+class Greedy(NamedTuple):
+    """The likeliest token of each row, its log-probability, and the log of the sum of all exponentials; [num_rows] each."""
+
+    token_ids: torch.Tensor
+    logprobs: torch.Tensor
+    log_totals: torch.Tensor
+
+    @classmethod
+    def empty(cls, num_rows: int, device: torch.device) -> "Greedy":
+        dtypes = (torch.long, torch.float32, torch.float64)
+        return cls(*(torch.empty(num_rows, dtype=dtype, device=device) for dtype in dtypes))
+
+    def first(self, num_rows: int) -> "Greedy":
+        return Greedy(*(tensor[:num_rows] for tensor in self))
+
+    def copy_(self, other: "Greedy") -> None:
+        for tensor, own in zip(other, self, strict=True):
+            own.copy_(tensor)
 
 
 class Sampler:
@@ -39,25 +62,29 @@ class Sampler:
         self.rules = Rules(decoding, self.rows) if decoding else None
         self.logprobs = Logprobs(vocab_size, parallel)
 
-    def sample(self, logits: torch.Tensor, sequences: list[SequenceState]) -> Sampled:
-        """logits [num_rows, vocab_size_local] float32, changed in place by penalties and rules."""
-        self.penalties.apply(logits, sequences)
+    @property
+    def vocab_size_local(self) -> int:
+        return self.rows.stop - self.rows.start
+
+    def sample(self, logits: torch.Tensor, sequences: list[SequenceState], greedy: Greedy | None = None) -> Sampled:
+        """logits [num_rows, vocab_size_local] float32, changed in place by penalties and rules. `greedy`: what is greedy by
+        them as they are, where that is known already."""
+        is_changed = self.penalties.apply(logits, sequences)
         if self.rules:
             self.rules.apply(logits, sequences)
-        token_ids, logprobs, log_total = self._greedy(logits)
+        if greedy is None or is_changed or self.rules:
+            greedy = self.greedy(logits)
+        token_ids, logprobs, log_total = greedy
         drawn = [row for row, sequence in enumerate(sequences) if sequence.sampling.do_sample]
         if drawn:
             full = self._gather(logits[drawn])
-            chosen = torch.tensor(
-                [self._draw(full[i], sequences[row]) for i, row in enumerate(drawn)], device=logits.device
-            )
+            chosen = self._draw_all(full, [sequences[row] for row in drawn])
             self.parallel.broadcast(chosen)
             token_ids[drawn] = chosen
             logprobs[drawn] = (full.gather(1, chosen.unsqueeze(1)).squeeze(1) - log_total[drawn]).float()
         return Sampled(token_ids.tolist(), logprobs.tolist(), *self._top(logits, token_ids, sequences))
 
-    def _greedy(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """→ best token ids [num_rows], their log-probabilities, and the log of the sum of all exponentials."""
+    def greedy(self, logits: torch.Tensor) -> Greedy:
         value, index = largest(logits)
         total = log_sum(logits)
         # float64 holds every token id exactly, so that one gather carries all three.
@@ -66,7 +93,7 @@ class Sampler:
         best = values.argmax(dim=0, keepdim=True)  # the lowest rank on a tie, as one rank's argmax takes the lowest id
         log_total = torch.logsumexp(totals, dim=0)
         logprobs = values.gather(0, best).squeeze(0) - log_total
-        return ids.gather(0, best).squeeze(0).long(), logprobs.float(), log_total
+        return Greedy(ids.gather(0, best).squeeze(0).long(), logprobs.float(), log_total)
 
     def _top(
         self, logits: torch.Tensor, token_ids: torch.Tensor, sequences: list[SequenceState]
@@ -89,16 +116,24 @@ class Sampler:
         padded = torch.nn.functional.pad(logits, (0, self.parallel.padded_share(self.vocab_size) - logits.shape[1]))
         return torch.cat(self.parallel.all_gather(padded).unbind(0), dim=1)[:, : self.vocab_size]
 
-    def _draw(self, logits: torch.Tensor, sequence: SequenceState) -> int:
-        """logits [vocab_size] of one row. Ranks other than the first take part in the gather and wait for its choice."""
+    def _draw_all(self, logits: torch.Tensor, sequences: list[SequenceState]) -> torch.Tensor:
+        """logits [num_rows, vocab_size] → token ids. Ranks other than the first take part in the gather and wait for its
+        choice."""
         if not self.parallel.is_first:
-            return 0
-        filtered = filter_logits(logits, sequence.sampling)
-        cumulative = torch.softmax(filtered.double(), dim=0).cumsum(0)
-        threshold = uniform(sequence.sampling.seed, len(sequence.token_ids)) * cumulative[-1]
-        chosen = int(torch.searchsorted(cumulative, threshold, right=True))
-        last = int(filtered.isfinite().nonzero()[-1])  # the threshold may round up to the very end
-        return min(chosen, last)
+            return torch.zeros(len(sequences), dtype=torch.long, device=logits.device)
+        groups, rows = iter(sequences), _split_rows(logits)
+        return torch.cat([_draw(part, list(itertools.islice(groups, len(part)))) for part in rows])
+
+
+def _draw(logits: torch.Tensor, sequences: list[SequenceState]) -> torch.Tensor:
+    """[num_rows, vocab_size] → token ids [num_rows]."""
+    filtered = filter_logits(logits, [sequence.sampling for sequence in sequences])
+    cumulative = filtered.softmax(dim=1).cumsum(dim=1, dtype=torch.float64)
+    totals = cumulative[:, -1:]
+    numbers = [[uniform(sequence.sampling.seed, len(sequence.token_ids))] for sequence in sequences]
+    thresholds = torch.tensor(numbers, dtype=torch.float64, device=logits.device) * totals
+    thresholds = thresholds.minimum(totals.nextafter(torch.zeros_like(totals)))  # it may be rounded up to the very end
+    return torch.searchsorted(cumulative, thresholds, right=True).squeeze(1)
 
 
 def largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,8 +150,11 @@ def largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def log_sum(logits: torch.Tensor) -> torch.Tensor:
     """[num_rows, n] → the log of each row's sum of exponentials."""
-    parts = logits.split(ROWS_AT_ONCE) if logits.device.type == "cpu" else [logits]
-    return torch.cat([torch.logsumexp(rows, dim=1) for rows in parts])
+    return torch.cat([torch.logsumexp(rows, dim=1) for rows in _split_rows(logits)])
+
+
+def _split_rows(logits: torch.Tensor) -> Sequence[torch.Tensor]:
+    return logits.split(ROWS_AT_ONCE) if logits.device.type == "cpu" else [logits]
 
 
 def uniform(seed: int, position: int) -> float:

@@ -14,7 +14,9 @@ from transformers.generation.logits_process import (
 )
 
 from sampling_rows import VOCAB_SIZE, make_logits, make_sampling
-from text_generation_server.logits import Penalties, Watermark, filter_logits
+from text_generation_server import filters
+from text_generation_server.filters import filter_logits
+from text_generation_server.logits import Penalties, Watermark
 from text_generation_server.sequences import SequenceState
 
 WATERMARK = Watermark(gamma=0.25, delta=4.0)
@@ -116,6 +118,23 @@ def test_filters_are_those_of_transformers(
         for warper in warpers:
             expected = warper(torch.tensor([[1]]), expected)
         sampling = make_sampling(temperature=temperature, top_k=top_k, top_p=top_p, typical_p=typical_p)
-        found = filter_logits(logits[0], sampling)
-        torch.testing.assert_close(found.softmax(0), expected[0].softmax(0))
-        assert torch.equal(found.isneginf(), expected[0].isneginf())
+        found = filter_logits(logits, [sampling])
+        torch.testing.assert_close(found.softmax(1), expected.softmax(1))
+        assert torch.equal(found.isneginf(), expected.isneginf())
+
+
+def test_a_rows_filters_do_not_depend_on_the_rows_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some find their share among the likeliest tokens, others must look at all; equals may straddle a border."""
+    monkeypatch.setattr(filters, "NUCLEUS", 8)
+    logits = make_logits(5).round()
+    samplings = [
+        make_sampling(top_p=0.05),
+        make_sampling(top_p=0.9, temperature=2.0),
+        make_sampling(top_k=3, typical_p=0.4),
+        make_sampling(),
+        make_sampling(top_k=50, top_p=0.99, typical_p=0.9),
+    ]
+    together = filter_logits(logits, samplings)
+    for row, sampling in enumerate(samplings):
+        assert torch.equal(together[row], filter_logits(logits[row : row + 1], [sampling])[0])
+    assert together.isneginf().sum(1).unique().numel() == 5
