@@ -1,4 +1,5 @@
-"""Our Llama against transformers' on small random checkpoints: what its configuration may say, on one rank and on two."""
+"""Our Llama, Mistral and Qwen2 against transformers' on small random checkpoints: what a configuration may say, on one rank
+and on two."""
 
 import json
 from pathlib import Path
@@ -29,21 +30,27 @@ LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("model_type", "options"),
     [
-        {},
-        {"tie_word_embeddings": True},
-        {"attention_bias": True, "mlp_bias": True},
-        {"num_key_value_heads": 4},
-        {"num_key_value_heads": 1, "head_dim": 16},
-        {"rms_norm_eps": 0.1},
-        {"rope_parameters": LLAMA_3},
-        {"rope_parameters": LINEAR},
+        ("llama", {}),
+        ("llama", {"tie_word_embeddings": True}),
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("llama", {"num_key_value_heads": 4}),
+        ("llama", {"num_key_value_heads": 1, "head_dim": 16}),
+        ("llama", {"rms_norm_eps": 0.1}),
+        ("llama", {"rope_parameters": LLAMA_3}),
+        ("llama", {"rope_parameters": LINEAR}),
+        ("mistral", {"sliding_window": 8}),
+        ("mistral", {"sliding_window": None, "head_dim": 16}),
+        ("qwen2", {}),
+        ("qwen2", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
     ],
     ids=str,
 )
-def test_logits_and_greedy_tokens_are_those_of_transformers(tmp_path: Path, options: dict[str, Any]) -> None:
-    folder = save_random_model(tmp_path, "llama", **options)
+def test_logits_and_greedy_tokens_are_those_of_transformers(
+    tmp_path: Path, model_type: str, options: dict[str, Any]
+) -> None:
+    folder = save_random_model(tmp_path, model_type, **options)
     runner = make_runner(folder)
     assert runner.folder.way is Way.LLAMA
     with torch.inference_mode():
@@ -75,6 +82,8 @@ def test_older_files_say_the_same_in_other_words(tmp_path: Path) -> None:
         {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
         {"quantization_config": {"quant_method": "bitsandbytes"}},
+        {"model_type": "qwen2", "use_sliding_window": True},
+        {"model_type": "mistral", "layer_types": ["sliding_attention", "full_attention"]},
     ],
     ids=str,
 )

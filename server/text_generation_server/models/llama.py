@@ -1,4 +1,5 @@
-"""Llama, every size, and what is built like it: the wiring (Touvron et al. 2023, arXiv:2302.13971).
+"""Llama, Mistral and Qwen2, every size: the wiring (Touvron et al. 2023, arXiv:2302.13971; Jiang et al. 2023,
+arXiv:2310.06825; Yang et al. 2024, arXiv:2407.10671).
 
 In: config.json, weights, this rank's place. Out: a model that maps packed token ids to hidden states, and rows of hidden
 states to this rank's logits. What a config may ask for beyond this, the adapter of transformers' modules serves.
@@ -29,6 +30,7 @@ from text_generation_server.weights import Weights
 class Llama(PagedModel):
     prefix = "model."
     config_class = LlamaConfig
+    fixed_launches = True
 
     def __init__(self, config: LlamaConfig, weights: Weights, parallel: Parallel, quantize: str | None) -> None:
         _, kv_heads = _split_heads(config, parallel)
@@ -78,7 +80,7 @@ class LlamaLayer:
         self, config: LlamaConfig, weights: Weights, layer: int, parallel: Parallel, quantize: str | None
     ) -> None:
         self.index = layer
-        self.attention_kind = AttentionKind(scale=config.head_dim**-0.5)
+        self.attention_kind = AttentionKind(scale=config.head_dim**-0.5, window=config.window)
         self.before = BeforeAttention(config, weights, f"layers.{layer}", parallel, quantize)
         self.after = AfterAttention(config, weights, f"layers.{layer}", parallel, quantize)
         hidden, turns, attended = _examples(config, weights, self.before.num_heads)
@@ -110,7 +112,7 @@ class BeforeAttention(torch.nn.Module):
         self.num_heads, self.num_kv_heads = heads.stop - heads.start, kv_heads.stop - kv_heads.start
         self.head_dim = config.head_dim
         self.input_layernorm = _load_norm(weights, f"{name}.input_layernorm", config)
-        self.qkv_proj = load_stacked_linear(weights, qkv, config.hidden_size, config.attention_bias, quantize)
+        self.qkv_proj = load_stacked_linear(weights, qkv, config.hidden_size, config.qkv_bias, quantize)
 
     def forward(self, hidden: torch.Tensor, turns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """hidden [num_tokens, hidden_size] → query, key and value [num_tokens, their heads, head_dim]."""
@@ -131,7 +133,7 @@ class AfterAttention(torch.nn.Module):
         inner = parallel.split(size, "MLP columns")
         gate_up = [Part(f"{name}.mlp.{part}", size, inner) for part in ("gate_proj", "up_proj")]
         o_proj, attended = f"{name}.self_attn.o_proj", config.num_heads * config.head_dim
-        self.o_proj = RowLinear(weights, o_proj, hidden, attended, columns, parallel, quantize, config.attention_bias)
+        self.o_proj = RowLinear(weights, o_proj, hidden, attended, columns, parallel, quantize, config.output_bias)
         self.post_attention_layernorm = _load_norm(weights, f"{name}.post_attention_layernorm", config)
         self.gate_up_proj = load_stacked_linear(weights, gate_up, hidden, config.mlp_bias, quantize)
         down_proj = f"{name}.mlp.down_proj"

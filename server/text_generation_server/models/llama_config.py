@@ -1,4 +1,4 @@
-"""LlamaConfig: what config.json says of a Llama, in older files and newer ones.
+"""LlamaConfig: what config.json says of a Llama, in older files and newer ones, or of a Mistral or Qwen2, built like it.
 
 In: the file's content. Out: sizes and options. Knows nothing of weights.
 """
@@ -10,6 +10,7 @@ from typing import Any
 from text_generation_server.parallel import Parallel
 
 ROPE_TYPES = ("default", "linear", "llama3")
+MISTRAL_WINDOW = 4096
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -24,15 +25,18 @@ class LlamaConfig:
     num_kv_heads: int
     head_dim: int
     rms_norm_epsilon: float
-    attention_bias: bool
+    qkv_bias: bool
+    output_bias: bool  # of the attention
     mlp_bias: bool
+    window: int | None  # positions that one sees; None: all before it
     tie_word_embeddings: bool
     max_positions: int
     rope: Mapping[str, Any]
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "LlamaConfig":
-        num_heads = config["num_attention_heads"]
+        num_heads, model_type = config["num_attention_heads"], config.get("model_type")
+        attention_bias = config.get("attention_bias", False) if model_type == "llama" else False
         return cls(
             vocab_size=config["vocab_size"],
             hidden_size=config["hidden_size"],
@@ -42,8 +46,10 @@ class LlamaConfig:
             num_kv_heads=config.get("num_key_value_heads") or num_heads,
             head_dim=config.get("head_dim") or config["hidden_size"] // num_heads,
             rms_norm_epsilon=config.get("rms_norm_eps", 1e-6),
-            attention_bias=config.get("attention_bias", False),
-            mlp_bias=config.get("mlp_bias", False),
+            qkv_bias=attention_bias or model_type == "qwen2",
+            output_bias=attention_bias,
+            mlp_bias=config.get("mlp_bias", False) if model_type == "llama" else False,
+            window=config.get("sliding_window", MISTRAL_WINDOW) if model_type == "mistral" else None,
             tie_word_embeddings=config.get("tie_word_embeddings", False),
             max_positions=config.get("max_position_embeddings", 2048),
             rope=_rope(config),
@@ -63,7 +69,8 @@ def is_plain(config: Mapping[str, Any]) -> bool:
     """Whether a config.json asks for nothing that is not here."""
     rope = _rope(config)
     is_known = rope["rope_type"] in ROPE_TYPES and rope.get("partial_rotary_factor", 1.0) == 1.0
-    return is_known and config.get("hidden_act", "silu") == "silu" and "quantization_config" not in config
+    see_all = not config.get("use_sliding_window") and set(config.get("layer_types") or ()) <= {"full_attention"}
+    return is_known and see_all and config.get("hidden_act", "silu") == "silu" and "quantization_config" not in config
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:

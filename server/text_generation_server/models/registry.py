@@ -27,7 +27,7 @@ class Way(enum.Enum):
         return self in NATIVE.values()
 
 
-NATIVE = {"bloom": Way.BLOOM, "llama": Way.LLAMA}
+NATIVE = {"bloom": Way.BLOOM, "llama": Way.LLAMA, "mistral": Way.LLAMA, "qwen2": Way.LLAMA}
 # Served through transformers' own modules with our attention in them. All are compared with transformers in tests/sweep.
 ADAPTED = (
     *("afmoe", "apertus", "arcee", "aria_text", "axk1", "beam", "bert", "bert-generation", "biogpt", "bitnet"),
@@ -97,7 +97,7 @@ def find_way(config: Mapping[str, Any], trust_remote_code: bool = False) -> Way:
 
 def _is_plain(model_type: str, config: Mapping[str, Any]) -> bool:
     """Whether our own code does all that the configuration asks for. Another library's quantization is its own to read."""
-    return "quantization_config" not in config and (model_type != "llama" or llama_config.is_plain(config))
+    return "quantization_config" not in config and (model_type == "bloom" or llama_config.is_plain(config))
 
 
 def _refuse_code_from_elsewhere(auto_map: Mapping[str, Any]) -> None:
