@@ -62,6 +62,7 @@ class LauncherConfig:
     block_size: int = same_as(ShardConfig, "block_size")
     kv_cache_gib: float | None = same_as(ShardConfig, "kv_cache_gib")
     kv_cache_dtype: str = same_as(ShardConfig, "kv_cache_dtype")
+    cuda_graphs: str = same_as(ShardConfig, "cuda_graphs")
     cuda_memory_fraction: float = same_as(ShardConfig, "cuda_memory_fraction")
     num_threads: int | None = same_as(ShardConfig, "num_threads")
     watermark_gamma: float = same_as(ShardConfig, "watermark_gamma")

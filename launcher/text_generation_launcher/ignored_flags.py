@@ -25,7 +25,6 @@ class IgnoredFlags:
     max_waiting_tokens: str | None = _ignored(
         "Prompts join the running batch at every step, so that there is nothing to wait for."
     )
-    cuda_graphs: str | None = _ignored("No CUDA graphs are recorded yet; the answers are the same.")
     prometheus_port: str | None = _ignored("/metrics is on the port that everything else is on, see --port.")
     weights_cache_override: str | None = _ignored("--model-id takes the folder that has the weights.")
     disable_custom_kernels: bool | None = _ignored("Kernels of our own run where they can, and PyTorch's elsewhere.")

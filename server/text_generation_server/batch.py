@@ -4,6 +4,8 @@ In: chunks of sequences. Out: one Batch.
 """
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 
 import torch
 
@@ -38,6 +40,11 @@ class Batch:
     prompts: list[PromptRows]  # whose log-probabilities are wanted
     chunks: list[Chunk]  # in the order of their rows
 
+    @property
+    def only_decodes(self) -> bool:
+        """Whether each sequence has one token, all of them are sampled, and nothing is asked of a prompt."""
+        return self.context.num_decodes == len(self.chunks) == len(self.sampled) and not self.prompts
+
     @classmethod
     def of(cls, chunks: list[Chunk], block_size: int, device: torch.device) -> "Batch":
         decodes = [chunk for chunk in chunks if chunk.length == 1]
@@ -55,10 +62,13 @@ class Batch:
             slots += _slots(chunk.sequence.block_table, chunk.start, chunk.length, block_size)
             if chunk.sample:
                 sampled_rows += range(len(token_ids) - len(chunk.guesses) - 1, len(token_ids))
+        tables = _padded([chunk.sequence.block_table for chunk in ordered])
+        packed = _to_device([token_ids, positions, slots, sampled_rows, tables], device)
+        packed_token_ids, packed_positions, slot_mapping, packed_rows, block_tables = packed
         context = ForwardContext(
-            positions=torch.tensor(positions, device=device),
-            slot_mapping=torch.tensor(slots, device=device),
-            block_tables=_padded([chunk.sequence.block_table for chunk in ordered], device),
+            positions=packed_positions,
+            slot_mapping=slot_mapping,
+            block_tables=block_tables.view(len(ordered), -1),
             query_lengths=[chunk.length for chunk in ordered],
             context_lengths=[chunk.end for chunk in ordered],
             num_decodes=len(decodes),
@@ -66,9 +76,9 @@ class Batch:
             prompt_lengths=[chunk.sequence.num_prompt_tokens for chunk in ordered],
         )
         return cls(
-            token_ids=torch.tensor(token_ids, device=device),
+            token_ids=packed_token_ids,
             context=context,
-            sampled_rows=torch.tensor(sampled_rows, device=device, dtype=torch.long),
+            sampled_rows=packed_rows,
             sampled=[sequence for chunk in ordered if chunk.sample for sequence in chunk.sampled],
             prompts=[prompt for prompt in prompts if prompt.rows],
             chunks=ordered,
@@ -82,7 +92,16 @@ def _slots(block_table: list[int], start: int, length: int, block_size: int) -> 
     ]
 
 
-def _padded(block_tables: list[list[int]], device: torch.device) -> torch.Tensor:
-    """[num_sequences, max_blocks]; block 0 stands where a sequence has no block, and is masked by its length."""
+def _padded(block_tables: list[list[int]]) -> list[int]:
+    """One after the other, all as long as the longest. Block 0 stands where a sequence has none; its length masks it."""
     width = max(map(len, block_tables), default=0)
-    return torch.tensor([table + [0] * (width - len(table)) for table in block_tables], device=device)
+    return list(itertools.chain.from_iterable(table + [0] * (width - len(table)) for table in block_tables))
+
+
+def _to_device(lists: Sequence[list[int]], device: torch.device) -> list[torch.Tensor]:
+    """Tensors of int64, in one copy. Each begins at a multiple of 16 bytes: Triton compiles a kernel anew for one that does
+    not."""
+    padded = [numbers + [0] * (len(numbers) % 2) for numbers in lists]
+    packed = torch.tensor(list(itertools.chain.from_iterable(padded)), dtype=torch.long, device=device)
+    parts = packed.split([len(numbers) for numbers in padded])
+    return [part[: len(numbers)] for part, numbers in zip(parts, lists, strict=True)]

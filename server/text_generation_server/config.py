@@ -67,6 +67,12 @@ class ShardConfig:
         help="Most tokens of one step; a router's token budget must not exceed it. Also the longest text of a model that takes "
         "prompts as a whole only. Unset: 4096 on CUDA, 512 on CPU; for such models as many as they have positions, up to 4096.",
     )
+    cuda_graphs: str = flag(
+        "1,2,4,8,16,32,64,128",
+        help="On CUDA, numbers of sequences whose decode steps are recorded at start and then played with one launch; fewer "
+        "sequences take the next larger one's record, more do without. Each takes some memory and a moment of the start. "
+        "0: none.",
+    )
     num_threads: int | None = flag(
         None,
         help="CPU threads of this rank. Too many: ranks and router wait for each other. Unset: cores / ranks, or 1 for a "
@@ -99,9 +105,16 @@ class ShardConfig:
             if value is not None and value <= 0:
                 raise ValueError(f"`{name}` must be > 0. Given: {value}")
 
+        if not all(word.strip().isdecimal() for word in self.cuda_graphs.split(",")):
+            raise ValueError(f"`cuda_graphs` must be numbers with commas between them, or 0. Given: {self.cuda_graphs}")
         for name in ("cuda_memory_fraction", "watermark_gamma"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be > 0 and <= 1. Given: {getattr(self, name)}")
+
+    @property
+    def decode_sizes(self) -> list[int]:
+        """Batch sizes whose decode steps are to be recorded."""
+        return [size for size in map(int, self.cuda_graphs.split(",")) if size]
 
     @property
     def socket_path(self) -> str:

@@ -14,8 +14,10 @@ from text_generation_proto.shard_pb2 import PromptLogprobs, Step, StepResult, Ti
 from text_generation_server import device as devices
 from text_generation_server.batch import Batch, PromptRows
 from text_generation_server.config import ShardConfig
+from text_generation_server.decode_graphs import CudaRecorder, DecodeGraphs
 from text_generation_server.errors import ConfigurationError, ShardLost, StepError
 from text_generation_server.kv_cache import KVCache, block_bytes
+from text_generation_server.layers.quantized import FEW_ROWS
 from text_generation_server.logits import Watermark
 from text_generation_server.logprobs import TokenLogprobs
 from text_generation_server.models import ModelFolder
@@ -58,6 +60,7 @@ class Runner:
             self.max_positions = min(self.max_positions, self.max_batch_tokens)
         watermark = Watermark(config.watermark_gamma, config.watermark_delta)
         self.sampler = Sampler(self.model.config.vocab_size, parallel, watermark, self.model.decoding)
+        self.graphs: DecodeGraphs | None = None
         self.block_size = self._block_size(config.block_size)
         num_blocks = parallel.minimum(self._num_blocks(config))
         self.cache = self._make_cache(num_blocks)
@@ -67,6 +70,7 @@ class Runner:
         self._end_seconds = 0.0
         self._last_ids: set[int] = set()
         self.warm_up()
+        self.graphs = self._record_graphs(config)
 
     @property
     def num_blocks(self) -> int:
@@ -159,13 +163,7 @@ class Runner:
         """One forward, and the choice of its tokens."""
         batch = Batch.of(chunks, self.block_size, self.device)
         laps = devices.Laps(self.device)
-        hidden = self.model.forward(batch.token_ids, batch.context, self.attention)
-        logits = self.model.logits(hidden[batch.sampled_rows]) if batch.sampled else None
-        laps.mark()
-        if batch.prompts:
-            found = self.sampler.logprobs.of_prompts(hidden, batch.prompts, self.model.logits)
-            result.prompts.extend(map(_prompt_logprobs, batch.prompts, found))
-        sampled = self.sampler.sample(logits, batch.sampled) if logits is not None else None
+        sampled = self._play(batch, laps) or self._compute(batch, laps, result)
         for chunk in batch.chunks:
             chunk.sequence.num_computed = chunk.end - len(chunk.guesses)
         if sampled is not None:
@@ -174,6 +172,23 @@ class Runner:
         forward_micros, sample_micros = laps.micros()
         result.forward_micros += forward_micros
         result.sample_micros += sample_micros
+
+    def _play(self, batch: Batch, laps: devices.Laps) -> Sampled | None:
+        """What there is a record of."""
+        decoded = self.graphs.decode(batch) if self.graphs else None
+        if decoded is None:
+            return None
+        laps.mark()
+        return self.sampler.sample(decoded.logits, batch.sampled, decoded.greedy)
+
+    def _compute(self, batch: Batch, laps: devices.Laps, result: StepResult) -> Sampled | None:
+        hidden = self.model.forward(batch.token_ids, batch.context, self.attention)
+        logits = self.model.logits(hidden[batch.sampled_rows]) if batch.sampled else None
+        laps.mark()
+        if batch.prompts:
+            found = self.sampler.logprobs.of_prompts(hidden, batch.prompts, self.model.logits)
+            result.prompts.extend(map(_prompt_logprobs, batch.prompts, found))
+        return self.sampler.sample(logits, batch.sampled) if logits is not None else None
 
     def _append(self, result: StepResult, chunks: list[Chunk], sampled: Sampled) -> None:
         """Of a chunk with guesses, the tokens up to the first one that was guessed wrong, and that one's right one."""
@@ -191,6 +206,19 @@ class Runner:
                     top_token_ids=top_ids,
                     top_logprobs=top_logprobs,
                 )
+
+    @torch.inference_mode()
+    def _record_graphs(self, config: ShardConfig) -> DecodeGraphs | None:
+        """Of decode steps, where a device plays records and the model orders the same kernels each time."""
+        sizes = [size for size in config.decode_sizes if config.quantize != "bitsandbytes" or size <= FEW_ROWS]
+        if self.device.type != "cuda" or not sizes or not (self.model.fixed_launches and self.attention.fixed_launches):
+            return None
+        start_seconds = time.perf_counter()
+        max_blocks = min(-(-self.max_positions // self.block_size), self.num_blocks)
+        graphs = DecodeGraphs(self.model, self.attention, self.sampler, sizes, max_blocks, self.device, CudaRecorder())
+        seconds = time.perf_counter() - start_seconds
+        logger.info("decode steps recorded sizes=%s seconds=%.1f", ",".join(map(str, graphs.sizes)), seconds)
+        return graphs
 
     def _default_batch_tokens(self) -> int:
         default = CUDA_BATCH_TOKENS if self.device.type == "cuda" else CPU_BATCH_TOKENS

@@ -18,7 +18,7 @@ CHOSEN = [
     *("-p", "8080", "--hostname", "127.0.0.1", "--max-concurrent-requests", "7", "--max-input-tokens", "100"),
     *("--max-total-tokens", "200", "--max-batch-prefill-tokens", "64", "--max-stop-sequences", "2"),
     *("--validation-workers", "3", "--no-prefix-caching", "--block-size", "32", "--kv-cache-gib", "0.5"),
-    *("--kv-cache-dtype", "fp8_e4m3fn"),
+    *("--kv-cache-dtype", "fp8_e4m3fn", "--cuda-graphs", "1,4"),
     *("--num-threads", "1", "--shard-uds-path", "/run/x", "--master-addr", "10.0.0.1", "--master-port", "29600"),
     *("--collective-timeout-seconds", "6", "-g", "7", "--json-output", "--max-batch-size", "9", "--max-best-of", "3"),
     *("--speculate", "4"),
@@ -40,7 +40,7 @@ def test_what_is_chosen_reaches_every_shard_through_its_command_line() -> None:
     assert (shard.model_id, shard.rank, shard.world_size) == (str(MODEL), 1, 2)
     assert (shard.master_addr, shard.master_port, shard.max_batch_tokens) == ("10.0.0.1", 29600, 64)
     assert shard.trust_remote_code
-    assert shard.kv_cache_dtype == "fp8_e4m3fn"
+    assert (shard.kv_cache_dtype, shard.decode_sizes) == ("fp8_e4m3fn", [1, 4])
     assert (shard.cuda_memory_fraction, shard.watermark_gamma, shard.watermark_delta) == (0.5, 0.25, -1.5)
 
 
@@ -82,6 +82,7 @@ def test_the_old_name_of_max_input_tokens_still_works() -> None:
         (["--validation-workers", "0"], "`validation_workers` must be > 0"),
         (["--block-size", "0"], "`block_size` must be > 0"),
         (["--port", "0"], "`port` must be between"),
+        (["--cuda-graphs", "1,two"], "`cuda_graphs` must be numbers"),
         (["--cuda-memory-fraction", "1.5"], "`cuda_memory_fraction` must be"),
         (["--payload-limit", "0"], "`payload_limit` must be > 0"),
         (["--api-key", ""], "--api-key: a value is empty"),

@@ -115,7 +115,7 @@ def test_flags_without_effect_are_one_warning_each_and_secrets_are_in_no_line() 
     done = launched(*switches, "--no-json-output", "--env", "--num-shard", "1", "--sharded", "false", HOSTNAME="pod-7f9c")
     assert done.returncode == 1
     lines = done.stderr.splitlines()
-    assert sum("WARNING launcher: --" in line for line in lines) == 18
+    assert sum("WARNING launcher: --" in line for line in lines) == 17
     assert sum("INFO launcher: runtime python=" in line for line in lines) == 1
     assert "./no/such/folder: there is no such file or folder" in lines[-1]
     assert not [secret for secret in SECRETS if secret in done.stdout + done.stderr]

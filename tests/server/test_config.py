@@ -61,5 +61,10 @@ def test_what_does_not_fit_is_a_usage_error(argv: list[str], message: str, capsy
     assert message in capsys.readouterr().err
 
 
+def test_no_step_is_recorded_where_the_number_of_sequences_is_0() -> None:
+    assert parse("m").decode_sizes
+    assert parse("m", "--cuda-graphs", "0").decode_sizes == []
+
+
 def test_the_socket_is_named_by_prefix_and_rank() -> None:
     assert ShardConfig("m", shard_uds_path="/tmp/x", rank=3, world_size=4).socket_path == "/tmp/x-3"

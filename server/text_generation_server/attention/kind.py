@@ -29,5 +29,7 @@ class Attention(Protocol):
     """Causal attention over a block cache. Several query heads may share a key-value head, in order. With slopes
     [num_heads], this rank's, it is ALiBi attention (Press et al. 2021, arXiv:2108.12409)."""
 
+    fixed_launches: bool  # whether all batches of so many decoding sequences order the same kernels
+
     def bind(self, context: ForwardContext, dtype: torch.dtype) -> Attend:
         """Returns the function that all layers of one forward call. It writes the new keys and values to their slots first."""

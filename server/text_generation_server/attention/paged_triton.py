@@ -27,6 +27,8 @@ MAX_SEGMENTS = 32
 class TritonAttention:
     """As `PagedAttention`, and to be given the same."""
 
+    fixed_launches = True
+
     def __init__(self, cache: KVCache, slopes: torch.Tensor | None = None) -> None:
         self.cache = cache
         self.slopes = None if slopes is None else slopes.float()

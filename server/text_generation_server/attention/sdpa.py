@@ -14,6 +14,8 @@ from text_generation_server.kv_cache import KVCache, bits
 
 
 class PagedAttention:
+    fixed_launches = False  # one for each prompt, and masks as wide as the longest sequence
+
     def __init__(self, cache: KVCache, slopes: torch.Tensor | None = None) -> None:
         self.cache = cache
         self.slopes = None if slopes is None else slopes.float()

@@ -67,6 +67,7 @@ class BloomConfig:
 class Bloom(PagedModel):
     prefix = "transformer."
     config_class = BloomConfig
+    fixed_launches = True
 
     def __init__(self, config: BloomConfig, weights: Weights, parallel: Parallel, quantize: str | None) -> None:
         heads = parallel.split(config.num_heads, "attention heads")

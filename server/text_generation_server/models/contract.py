@@ -46,6 +46,10 @@ class Model(Protocol):
         """Whether a sequence may begin with blocks that another one has computed."""
 
     @property
+    def fixed_launches(self) -> bool:
+        """Whether all batches of so many decoding sequences order the same kernels, which may be recorded then."""
+
+    @property
     def decoding(self) -> Decoding | None:
         """How answers begin and end where an encoder reads the prompt; None: the prompt itself is continued."""
 
@@ -72,6 +76,7 @@ class PagedModel:
     state_bytes = 0
     chunked_prefill = True
     prefix_cache = True
+    fixed_launches = False
     decoding: Decoding | None = None
 
     def forget(self, sequence_ids: Collection[int]) -> None:

@@ -20,6 +20,7 @@ from text_generation_server.models.transformers_loader import Loaded, Transforme
 
 class SplitModel:
     decoding: Decoding | None = None
+    fixed_launches = False
 
     def __init__(self, loaded: Loaded) -> None:
         model = loaded.model

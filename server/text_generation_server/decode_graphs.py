@@ -1,0 +1,122 @@
+"""DecodeGraphs: steps that only decode, recorded once for some batch sizes and played with one launch each.
+
+In: a model, its attention, how greedy tokens are chosen. Out: the logits and greedy tokens of a batch. A model's decode step is
+hundreds of kernels, and the shortest ones take less time than the processor needs to order them. What is recorded reads and
+writes the same memory each time: a batch is copied there, and rows that it does not fill have no slot, so that nothing is kept
+of them.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+
+from text_generation_server.attention.context import ForwardContext
+from text_generation_server.attention.kind import Attention
+from text_generation_server.batch import Batch
+from text_generation_server.models.contract import Model
+from text_generation_server.sampler import Greedy, Sampler
+
+logger = logging.getLogger(__name__)
+
+NO_SLOT = -1
+
+
+class Recorder(Protocol):
+    def record(self, function: Callable[[], None]) -> Callable[[], object]:
+        """Runs `function`, and returns what does the same again.
+
+        Raises:
+            RuntimeError: it waits for the device, or there is no memory for it.
+        """
+
+
+class CudaRecorder:
+    """CUDA graphs that share one pool of memory: they never run at the same time."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, function: Callable[[], None]) -> Callable[[], object]:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # kernels are compiled and libraries set up outside of the record
+            function()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            function()
+        return graph.replay
+
+
+class Decoded(NamedTuple):
+    logits: torch.Tensor  # [num_sequences, vocab_size_local], float32
+    greedy: Greedy
+
+
+class DecodeGraphs:
+    def __init__(
+        self,
+        model: Model,
+        attention: Attention,
+        sampler: Sampler,
+        sizes: Sequence[int],
+        max_blocks: int,
+        device: torch.device,
+        recorder: Recorder,
+    ) -> None:
+        """`max_blocks`: of one sequence. Sizes that cannot be recorded are left out, with a warning."""
+        self.model = model
+        self.attention = attention
+        self.sampler = sampler
+        largest = max(sizes)
+        self._token_ids, self._positions, self._slots = torch.zeros(3, largest, dtype=torch.long, device=device)
+        self._block_tables = torch.zeros(largest, max_blocks, dtype=torch.long, device=device)
+        self._logits = torch.empty(largest, sampler.vocab_size_local, device=device)
+        self._greedy = Greedy.empty(largest, device)
+        self._replays: dict[int, Callable[[], object]] = {}
+        for size in sorted(sizes, reverse=True):  # the memory of the largest one is enough for the others
+            self._record(size, recorder)
+
+    @property
+    def sizes(self) -> list[int]:
+        return sorted(self._replays)
+
+    def decode(self, batch: Batch) -> Decoded | None:
+        """To be used before the next step. None: there is more to do than to decode, or a larger batch than was recorded."""
+        num_sequences, width = batch.context.block_tables.shape
+        size = next((size for size in self.sizes if size >= num_sequences), None)
+        if size is None or not batch.only_decodes or width > self._block_tables.shape[1]:
+            return None
+        self._slots[:size].fill_(NO_SLOT)
+        self._positions[:size].zero_()
+        self._token_ids[:num_sequences].copy_(batch.token_ids)
+        self._positions[:num_sequences].copy_(batch.context.positions)
+        self._slots[:num_sequences].copy_(batch.context.slot_mapping)
+        self._block_tables[:num_sequences, :width].copy_(batch.context.block_tables)
+        self._replays[size]()
+        return Decoded(self._logits[:num_sequences], self._greedy.first(num_sequences))
+
+    def _record(self, size: int, recorder: Recorder) -> None:
+        self._slots.fill_(NO_SLOT)
+        try:
+            self._replays[size] = recorder.record(lambda: self._decode(size))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            logger.warning("steps of %d sequences could not be recorded and will take longer: %s", size, reason)
+
+    def _decode(self, size: int) -> None:
+        context = ForwardContext(
+            positions=self._positions[:size],
+            slot_mapping=self._slots[:size],
+            block_tables=self._block_tables[:size],
+            query_lengths=[1] * size,
+            context_lengths=[],  # differ from step to step, and are on the device
+            num_decodes=size,
+            sequence_ids=[],
+            prompt_lengths=[],
+        )
+        logits = self.model.logits(self.model.forward(self._token_ids[:size], context, self.attention))
+        self._logits[:size].copy_(logits)
+        self._greedy.first(size).copy_(self.sampler.greedy(logits))
