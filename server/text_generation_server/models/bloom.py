@@ -19,6 +19,7 @@ from text_generation_server.attention.kind import Attend, Attention, AttentionKi
 from text_generation_server.kv_cache import KVCache, KVShape
 from text_generation_server.layers.alibi import alibi_slopes
 from text_generation_server.layers.embedding import VocabEmbedding, VocabHead
+from text_generation_server.layers.gelu import gelu
 from text_generation_server.layers.linear import Linear, RowLinear, load_column_linear
 from text_generation_server.layers.traced import traced
 from text_generation_server.models.contract import PagedModel
@@ -184,7 +185,7 @@ class AfterAttention(torch.nn.Module):
         """residual [num_tokens, hidden_size], attended [num_tokens, num_heads_local, head_dim] → the two whose sum is next."""
         hidden, normed = self.post_attention_layernorm.add(residual, self.dense(attended.flatten(1)))
         residual = normed if self.residual_after_layer_norm else hidden
-        return residual, self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(normed), approximate="tanh"))
+        return residual, self.dense_4h_to_h(gelu(self.dense_h_to_4h(normed)))
 
 
 class LayerNorm(torch.nn.Module):

@@ -1,0 +1,24 @@
+"""GELU is the one that BLOOM was trained with, as exact as PyTorch's."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from text_generation_server.layers.gelu import gelu
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 10.0, 1e4])
+def test_it_is_as_exact_as_pytorchs(scale: float) -> None:
+    x = torch.randn(64, 256) * scale
+    exact = F.gelu(x.double(), approximate="tanh")
+    error = (F.gelu(x, approximate="tanh") - exact).abs().max()
+    assert (gelu(x) - exact).abs().max() <= 2 * error + 1e-9
+    torch.testing.assert_close(gelu(x), exact.float())
+
+
+def test_its_input_stays_as_it_is_and_other_types_are_taken() -> None:
+    x = torch.randn(4, 8)
+    before = x.clone()
+    gelu(x)
+    assert torch.equal(x, before)
+    assert torch.equal(gelu(x.bfloat16()), F.gelu(x.bfloat16(), approximate="tanh"))
