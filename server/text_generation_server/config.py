@@ -69,9 +69,9 @@ class ShardConfig:
     )
     cuda_graphs: str = flag(
         "1,2,4,8,16,32,64,128",
-        help="On CUDA, numbers of sequences whose decode steps are recorded at start and then played with one launch; fewer "
-        "sequences take the next larger one's record, more do without. Each takes some memory and a moment of the start. "
-        "0: none.",
+        help="On one GPU, numbers of sequences whose decode steps are recorded at start and then played with one launch; fewer "
+        "sequences take the next larger one's record, more do without, and so do models in transformers' own modules. Each "
+        "takes some memory and a moment of the start. 0: none.",
     )
     num_threads: int | None = flag(
         None,

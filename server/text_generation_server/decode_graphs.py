@@ -37,16 +37,16 @@ class CudaRecorder:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()
 
     def record(self, function: Callable[[], None]) -> Callable[[], object]:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # kernels are compiled and libraries set up outside of the record
-            function()
-        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            function()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):  # a record that fails would not give back the stream that was current
+            function()  # kernels are compiled and libraries set up outside of the record
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                function()
+        torch.cuda.current_stream().wait_stream(self._stream)
         return graph.replay
 
 
@@ -66,7 +66,8 @@ class DecodeGraphs:
         device: torch.device,
         recorder: Recorder,
     ) -> None:
-        """`max_blocks`: of one sequence. Sizes that cannot be recorded are left out, with a warning."""
+        """`max_blocks`: of one sequence. From the first size on that cannot be recorded, which is warned of, there are no more:
+        nobody knows what state its record was left in."""
         self.model = model
         self.attention = attention
         self.sampler = sampler
@@ -77,14 +78,16 @@ class DecodeGraphs:
         self._greedy = Greedy.empty(largest, device)
         self._replays: dict[int, Callable[[], object]] = {}
         for size in sorted(sizes, reverse=True):  # the memory of the largest one is enough for the others
-            self._record(size, recorder)
+            if not self._record(size, recorder):
+                break
 
     @property
     def sizes(self) -> list[int]:
         return sorted(self._replays)
 
     def decode(self, batch: Batch) -> Decoded | None:
-        """To be used before the next step. None: there is more to do than to decode, or a larger batch than was recorded."""
+        """It is the record's own memory, which the next step overwrites. None: there is more to do than to decode, or the
+        batch or one of its sequences is larger than what was recorded."""
         num_sequences, width = batch.context.block_tables.shape
         size = next((size for size in self.sizes if size >= num_sequences), None)
         if size is None or not batch.only_decodes or width > self._block_tables.shape[1]:
@@ -98,13 +101,15 @@ class DecodeGraphs:
         self._replays[size]()
         return Decoded(self._logits[:num_sequences], self._greedy.first(num_sequences))
 
-    def _record(self, size: int, recorder: Recorder) -> None:
+    def _record(self, size: int, recorder: Recorder) -> bool:
         self._slots.fill_(NO_SLOT)
         try:
             self._replays[size] = recorder.record(lambda: self._decode(size))
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            logger.warning("steps of %d sequences could not be recorded and will take longer: %s", size, reason)
+            reason = str(error.__context__ or error).splitlines()[0]  # the record's end only says that something went wrong
+            logger.warning("steps of %d sequences could not be recorded, nor of fewer, and take longer: %s", size, reason)
+            return False
+        return True
 
     def _decode(self, size: int) -> None:
         context = ForwardContext(

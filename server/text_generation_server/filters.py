@@ -5,13 +5,15 @@ the order of transformers' warpers, all rows of a step at once; no row's result 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 
 from text_generation_server.sampling import Sampling
 
 SMALLEST_TEMPERATURE = 1e-30  # whose inverse is not inf
+Limit = TypeVar("Limit", int, float)
 NUCLEUS = 1024  # tokens among which a top-p's share is looked for first: to sort a vocabulary takes ten times as long
 
 
@@ -19,12 +21,20 @@ def filter_logits(logits: torch.Tensor, samplings: Sequence[Sampling]) -> torch.
     """logits [num_rows, vocab_size] → the same, one of `samplings` a row."""
     temperatures = _column(logits, [max(sampling.temperature, SMALLEST_TEMPERATURE) for sampling in samplings])
     logits = (logits - logits.amax(dim=1, keepdim=True)).div_(temperatures)  # at most 0: the best token stays there
-    for name, keep in (("top_k", _keep_top_k), ("top_p", _keep_top_p), ("typical_p", _keep_typical)):
-        limits = {row: limit for row, sampling in enumerate(samplings) if (limit := getattr(sampling, name)) is not None}
-        if limits:
-            rows = list(limits)
-            logits[rows] = keep(logits[rows], list(limits.values()))
+    _apply(_keep_top_k, logits, [sampling.top_k for sampling in samplings])
+    _apply(_keep_top_p, logits, [sampling.top_p for sampling in samplings])
+    _apply(_keep_typical, logits, [sampling.typical_p for sampling in samplings])
     return logits
+
+
+def _apply(
+    keep: Callable[[torch.Tensor, list[Limit]], torch.Tensor], logits: torch.Tensor, limits: Sequence[Limit | None]
+) -> None:
+    """To the rows that have a limit, in place."""
+    limited = {row: limit for row, limit in enumerate(limits) if limit is not None}
+    if limited:
+        rows = list(limited)
+        logits[rows] = keep(logits[rows], list(limited.values()))
 
 
 def _keep_top_k(logits: torch.Tensor, top_ks: list[int]) -> torch.Tensor:
@@ -37,23 +47,21 @@ def _keep_top_k(logits: torch.Tensor, top_ks: list[int]) -> torch.Tensor:
 def _keep_top_p(logits: torch.Tensor, top_ps: list[float]) -> torch.Tensor:
     """The likeliest tokens, until those before one cover its row's share."""
     shares = _column(logits, [max(top_p, torch.finfo(torch.float32).tiny) for top_p in top_ps])
-    log_totals = logits.logsumexp(dim=1, keepdim=True)
-    ordered, order = logits.topk(min(NUCLEUS, logits.shape[1]))
-    probabilities = (ordered - log_totals).exp()
-    kept = _cut(logits, ordered, order, probabilities, shares)
-    wide = (probabilities.sum(dim=1, keepdim=True) < shares).flatten().nonzero().flatten()
+    probabilities = logits.softmax(dim=1)
+    _, order = logits.topk(min(NUCLEUS, logits.shape[1]))
+    kept = _cut(logits, probabilities.gather(1, order), order, shares)
+    wide = (probabilities.gather(1, order).sum(dim=1, keepdim=True) < shares).flatten().nonzero().flatten()
     if len(wide):
-        ordered, order = logits[wide].sort(descending=True)
-        kept[wide] = _cut(logits[wide], ordered, order, (ordered - log_totals[wide]).exp(), shares[wide])
+        _, order = logits[wide].sort(descending=True)
+        kept[wide] = _cut(logits[wide], probabilities[wide].gather(1, order), order, shares[wide])
     return kept
 
 
-def _cut(
-    logits: torch.Tensor, ordered: torch.Tensor, order: torch.Tensor, probabilities: torch.Tensor, shares: torch.Tensor
-) -> torch.Tensor:
-    """`ordered`: the largest of the logits, which are at `order`."""
-    before = probabilities.cumsum(dim=1) - probabilities
-    return torch.full_like(logits, -math.inf).scatter_(1, order, ordered.masked_fill(before >= shares, -math.inf))
+def _cut(logits: torch.Tensor, ordered: torch.Tensor, order: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """`ordered`: the largest probabilities, of the tokens `order`."""
+    is_beyond = ordered.cumsum(dim=1) - ordered >= shares
+    kept = logits.gather(1, order).masked_fill_(is_beyond, -math.inf)
+    return torch.full_like(logits, -math.inf).scatter_(1, order, kept)
 
 
 def _keep_typical(logits: torch.Tensor, masses: list[float]) -> torch.Tensor:

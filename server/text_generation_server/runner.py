@@ -210,15 +210,27 @@ class Runner:
     @torch.inference_mode()
     def _record_graphs(self, config: ShardConfig) -> DecodeGraphs | None:
         """Of decode steps, where a device plays records and the model orders the same kernels each time."""
-        sizes = [size for size in config.decode_sizes if config.quantize != "bitsandbytes" or size <= FEW_ROWS]
-        if self.device.type != "cuda" or not sizes or not (self.model.fixed_launches and self.attention.fixed_launches):
+        sizes = self._decode_sizes(config)
+        if not sizes or not self.attention.fixed_launches:
             return None
         start_seconds = time.perf_counter()
         max_blocks = min(-(-self.max_positions // self.block_size), self.num_blocks)
-        graphs = DecodeGraphs(self.model, self.attention, self.sampler, sizes, max_blocks, self.device, CudaRecorder())
+        try:
+            graphs = DecodeGraphs(self.model, self.attention, self.sampler, sizes, max_blocks, self.device, CudaRecorder())
+        except torch.OutOfMemoryError as error:
+            logger.warning("no memory to record decode steps (--cuda-graphs): %s", str(error).splitlines()[0])
+            return None
         seconds = time.perf_counter() - start_seconds
         logger.info("decode steps recorded sizes=%s seconds=%.1f", ",".join(map(str, graphs.sizes)), seconds)
-        return graphs
+        return graphs if graphs.sizes else None
+
+    def _decode_sizes(self, config: ShardConfig) -> list[int]:
+        """Of the batches whose steps are to be recorded. Not with several ranks: they would have to agree on what each of them
+        could record, and nothing would notice a rank that hangs within a record."""
+        if self.device.type != "cuda" or self.parallel.world_size > 1 or not self.model.fixed_launches:
+            return []
+        most = FEW_ROWS if config.quantize == "bitsandbytes" else self.max_batch_tokens  # its own kernels ask the device
+        return [size for size in config.decode_sizes if size <= most]
 
     def _default_batch_tokens(self) -> int:
         default = CUDA_BATCH_TOKENS if self.device.type == "cuda" else CPU_BATCH_TOKENS
@@ -247,14 +259,14 @@ class Runner:
         # A sequence holds one block at least, so as many states as blocks are enough.
         cost = block_bytes(self.model.kv_shapes, self.block_size, self.kv_cache_dtype) + STATE_COPIES * self.model.state_bytes
         if config.kv_cache_gib is None and self.device.type == "cuda":
-            budget = self._free_cuda_bytes(config.cuda_memory_fraction)
+            budget = self._free_cuda_bytes(config)
         else:
             budget = int((config.kv_cache_gib or CPU_KV_CACHE_GIB) * 2**30)
         if budget < 2 * cost:
             raise ConfigurationError(f"no room for the KV cache: {budget} bytes, one block of it takes {cost}")
         return budget // cost
 
-    def _free_cuda_bytes(self, memory_fraction: float) -> int:
+    def _free_cuda_bytes(self, config: ShardConfig) -> int:
         """What a step of a whole token budget of prompts, with their log-probabilities, leaves of this rank's share."""
         num_blocks = -(-self.max_batch_tokens // self.block_size) + -(-self.max_batch_tokens // self.max_positions) + 1
         self.cache = self._make_cache(num_blocks)
@@ -270,8 +282,13 @@ class Runner:
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self.device)
         others = total - free - torch.cuda.memory_reserved(self.device)
-        usable = min(total * memory_fraction, total - others)
-        return int((usable - (peak - cache_bytes)) * CUDA_MEMORY_SHARE)
+        usable = min(total * config.cuda_memory_fraction, total - others)
+        return int((usable - (peak - cache_bytes) - self._graph_bytes(config)) * CUDA_MEMORY_SHARE)
+
+    def _graph_bytes(self, config: ShardConfig) -> int:
+        """What recorded steps hold, of which logits are nearly all: in the weights' type, in float32, and as they are kept."""
+        largest = max(self._decode_sizes(config), default=0)
+        return largest * self.sampler.vocab_size_local * (self.dtype.itemsize + 2 * torch.float32.itemsize)
 
     def full_step(self) -> Step:
         """Prompts that fill a step, as long as the model has positions."""

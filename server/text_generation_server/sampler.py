@@ -6,7 +6,6 @@ gathered, and chosen by inverting their cumulative distribution at one uniform n
 """
 
 import itertools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ from text_generation_server.sequences import SequenceState
 
 BLOCK = 256
 ROWS_AT_ONCE = 4  # that stay in a processor's cache from one operation to the next
+DRAWN_AT_ONCE = 16  # on GPUs: to sort rows of a large vocabulary takes ten times their memory
 
 
 class Sampled(NamedTuple):
@@ -121,8 +121,9 @@ class Sampler:
         choice."""
         if not self.parallel.is_first:
             return torch.zeros(len(sequences), dtype=torch.long, device=logits.device)
-        groups, rows = iter(sequences), _split_rows(logits)
-        return torch.cat([_draw(part, list(itertools.islice(groups, len(part)))) for part in rows])
+        rest = iter(sequences)
+        parts = logits.split(ROWS_AT_ONCE if logits.device.type == "cpu" else DRAWN_AT_ONCE)
+        return torch.cat([_draw(part, list(itertools.islice(rest, len(part)))) for part in parts])
 
 
 def _draw(logits: torch.Tensor, sequences: list[SequenceState]) -> torch.Tensor:
@@ -133,7 +134,8 @@ def _draw(logits: torch.Tensor, sequences: list[SequenceState]) -> torch.Tensor:
     numbers = [[uniform(sequence.sampling.seed, len(sequence.token_ids))] for sequence in sequences]
     thresholds = torch.tensor(numbers, dtype=torch.float64, device=logits.device) * totals
     thresholds = thresholds.minimum(totals.nextafter(torch.zeros_like(totals)))  # it may be rounded up to the very end
-    return torch.searchsorted(cumulative, thresholds, right=True).squeeze(1)
+    chosen = torch.searchsorted(cumulative, thresholds, right=True).squeeze(1)
+    return chosen.clamp_(max=logits.shape[1] - 1)  # of a row that is no numbers; a wrong place would be the device's end
 
 
 def largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,11 +152,8 @@ def largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def log_sum(logits: torch.Tensor) -> torch.Tensor:
     """[num_rows, n] → the log of each row's sum of exponentials."""
-    return torch.cat([torch.logsumexp(rows, dim=1) for rows in _split_rows(logits)])
-
-
-def _split_rows(logits: torch.Tensor) -> Sequence[torch.Tensor]:
-    return logits.split(ROWS_AT_ONCE) if logits.device.type == "cpu" else [logits]
+    parts = logits.split(ROWS_AT_ONCE) if logits.device.type == "cpu" else [logits]
+    return torch.cat([torch.logsumexp(rows, dim=1) for rows in parts])
 
 
 def uniform(seed: int, position: int) -> float:

@@ -117,8 +117,10 @@ def test_rows_that_a_batch_does_not_fill_leave_all_keys_and_values_alone(random_
         torch.testing.assert_close(keys[others], expected)
 
 
-def test_what_cannot_be_recorded_is_left_out_and_said(random_bloom: Path, caplog: pytest.LogCaptureFixture) -> None:
-    runner = with_graphs(make_runner(random_bloom), [1, 2, 4], Again(refused=(1,)))
-    assert runner.graphs and runner.graphs.sizes == [1, 2]
-    assert "steps of 4 sequences could not be recorded" in caplog.text
-    assert answer(runner, 3) == answer(make_runner(random_bloom), 3)
+def test_from_the_first_that_cannot_be_recorded_there_are_no_more(random_bloom: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recorder = Again(refused=(2,))
+    runner = with_graphs(make_runner(random_bloom), [1, 2, 4], recorder)
+    assert runner.graphs and runner.graphs.sizes == [4]
+    assert "steps of 2 sequences could not be recorded" in caplog.text
+    assert answer(runner, 1) == answer(make_runner(random_bloom), 1)
+    assert recorder.num_plays == NUM_TOKENS - 1

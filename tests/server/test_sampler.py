@@ -197,6 +197,15 @@ def test_the_smallest_repetition_penalty_gives_a_valid_token() -> None:
         assert math.isfinite(logprob)
 
 
+def test_a_row_that_is_no_numbers_gives_some_token_and_leaves_the_others_alone() -> None:
+    logits, sequences = make_logits(3), [make_sequence(seed=5, top_p=0.9)] * 3
+    expected, _ = sample(logits, *sequences)
+    logits[1] = math.nan
+    token_ids, _ = sample(logits, *sequences)
+    assert token_ids[::2] == expected[::2]
+    assert 0 <= token_ids[1] < VOCAB_SIZE
+
+
 def test_a_token_without_probability_is_never_drawn() -> None:
     logits = torch.full((1, VOCAB_SIZE), -math.inf)
     logits[0, [10, 20]] = 1.0

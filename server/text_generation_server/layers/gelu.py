@@ -1,4 +1,7 @@
-"""GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415) in the form with a tanh, as BLOOM was trained with it."""
+"""GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415) in the form with a tanh, as BLOOM was trained with it.
+
+In: any tensor. Out: a new one of its shape.
+"""
 
 import math
 

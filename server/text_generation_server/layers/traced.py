@@ -4,6 +4,7 @@ takes as long as they do.
 In: a module. Out: a function that does the same. GPUs have their own way to play operations again.
 """
 
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 
 from text_generation_server.layers.linear import PackedLinear
 from text_generation_server.layers.quantized import FourBitLinear
+
+logger = logging.getLogger(__name__)
 
 # Kernels that are chosen by the number of rows, and an operation with a kind of argument that cannot be written down.
 UNRECORDED = (FourBitLinear, PackedLinear)
@@ -29,5 +32,6 @@ def traced(module: torch.nn.Module, world_size: int, *examples: torch.Tensor) ->
         warnings.simplefilter("ignore")  # what is to take its place needs a compiler, and minutes
         try:
             return torch.jit.trace(module, examples, check_trace=False)
-        except REFUSALS:
+        except REFUSALS as error:
+            logger.info("%s is not recorded: %s", type(module).__name__, str(error).splitlines()[0])
             return module

@@ -49,7 +49,7 @@ class Llama(PagedModel):
         layers = tqdm(range(config.num_layers), desc="loading layers", delay=1, disable=not parallel.is_first)
         self.layers = [LlamaLayer(config, weights, layer, parallel, quantize) for layer in layers]
         self.norm = _load_norm(weights, "norm", config)
-        hidden, *_ = _examples(config, weights, num_heads=1)
+        hidden = torch.zeros(2, config.hidden_size, dtype=weights.dtype, device=weights.device)
         self._call_head = traced(torch.nn.Sequential(self.norm, self.lm_head), parallel.world_size, hidden)
         weights.ignore(f"layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(config.num_layers))  # of old files
 

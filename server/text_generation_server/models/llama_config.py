@@ -10,7 +10,10 @@ from typing import Any
 from text_generation_server.parallel import Parallel
 
 ROPE_TYPES = ("default", "linear", "llama3")
-MISTRAL_WINDOW = 4096
+DEFAULTS = {  # where they are others than Llama's
+    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
+    "qwen2": {"num_key_value_heads": 32, "max_position_embeddings": 32768},
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,7 +38,9 @@ class LlamaConfig:
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "LlamaConfig":
-        num_heads, model_type = config["num_attention_heads"], config.get("model_type")
+        model_type = config.get("model_type", "llama")
+        config = DEFAULTS.get(model_type, {}) | dict(config)
+        num_heads = config["num_attention_heads"]
         attention_bias = config.get("attention_bias", False) if model_type == "llama" else False
         return cls(
             vocab_size=config["vocab_size"],
@@ -49,7 +54,7 @@ class LlamaConfig:
             qkv_bias=attention_bias or model_type == "qwen2",
             output_bias=attention_bias,
             mlp_bias=config.get("mlp_bias", False) if model_type == "llama" else False,
-            window=config.get("sliding_window", MISTRAL_WINDOW) if model_type == "mistral" else None,
+            window=config["sliding_window"] if model_type == "mistral" else None,
             tie_word_embeddings=config.get("tie_word_embeddings", False),
             max_positions=config.get("max_position_embeddings", 2048),
             rope=_rope(config),
