@@ -1,8 +1,8 @@
-"""Where the time of a decode step goes: matrices, attention, norms, sampling, other operations, and Python between them.
+"""Where the time of a decode step goes: matrices, attention, norms, sampling, other operations, and between them.
 
 In: models and batch sizes. Out: one Markdown table. Operations are timed by PyTorch's profiler and put under the part of the
-step that called them; what is no operation's is Python's. The profiler makes every call dearer: the shares are what counts,
-and the step beside them was timed without it.
+step that called them; what is no operation's is Python's, or the interpreter's of recorded layers. The profiler makes every
+call dearer: the shares are what counts, and the step beside them was timed without it.
 """
 
 import argparse
@@ -33,6 +33,8 @@ PARTS = {
     "norms": ("layer_norm", "linalg_vector_norm", "hypot", "rms_norm"),
     "logits to tokens": ("exp_", "logsumexp", "amax", "argmax", "log", "topk", "sub"),
 }
+OTHERS = ("other operations", "between operations")
+BETWEEN = ("steps", "forward")  # whose own time is Python's, and a recorded part's
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -65,13 +67,13 @@ def _shares(loop: DecodeLoop) -> dict[str, float]:
     seconds: Counter[str] = Counter()
     for event in profiler.events():
         seconds[_part(event)] += event.self_cpu_time_total
-    parts = (*PARTS, "other operations", "Python")
+    parts = (*PARTS, *OTHERS)
     return {part: seconds[part] / sum(seconds.values()) for part in parts}
 
 
 def _part(event: FunctionEvent) -> str:
-    if event.name == "steps":
-        return "Python"
+    if event.name in BETWEEN:
+        return "between operations"
     while True:
         name = event.name.rpartition("::")[2]
         for part, names in PARTS.items():
@@ -87,7 +89,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     rows = [row for model in arguments.models for row in measure(model, arguments)]
     print(f"{heading()}\n\nContext {CONTEXT_TOKENS} tokens; a step (median of {NUM_STEPS}) and where its time goes.\n")
-    print(markdown(("model", "batch", "step", *PARTS, "other operations", "Python"), rows))
+    print(markdown(("model", "batch", "step", *PARTS, *OTHERS), rows))
 
 
 if __name__ == "__main__":
