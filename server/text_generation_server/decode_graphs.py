@@ -107,7 +107,7 @@ class DecodeGraphs:
             self._replays[size] = recorder.record(lambda: self._decode(size))
         except RuntimeError as error:
             reason = str(error.__context__ or error).splitlines()[0]  # the record's end only says that something went wrong
-            logger.warning("steps of %d sequences could not be recorded, nor of fewer, and take longer: %s", size, reason)
+            logger.warning("steps of %d sequences could not be recorded, and fewer were not tried: %s", size, reason)
             return False
         return True
 

@@ -13,8 +13,9 @@ import torch
 from text_generation_server.sampling import Sampling
 
 SMALLEST_TEMPERATURE = 1e-30  # whose inverse is not inf
-Limit = TypeVar("Limit", int, float)
 NUCLEUS = 1024  # tokens among which a top-p's share is looked for first: to sort a vocabulary takes ten times as long
+
+Limit = TypeVar("Limit", int, float)
 
 
 def filter_logits(logits: torch.Tensor, samplings: Sequence[Sampling]) -> torch.Tensor:

@@ -23,7 +23,7 @@ PROMPT = [1, *range(40, 60), 9, 9, 250, 17]
 
 @pytest.mark.parametrize(
     "model_type",
-    ["cohere2", "deepseek_v2", "gemma3_text", "gpt2", "gpt_oss", "mistral", "llama4_text", "mixtral", "olmo2", "opt", "phi3"],
+    ["cohere2", "deepseek_v2", "gemma3_text", "gpt2", "gpt_oss", "qwen3", "llama4_text", "mixtral", "olmo2", "opt", "phi3"],
 )
 def test_greedy_tokens_are_those_of_transformers_with_the_prompt_in_chunks(tmp_path: Path, model_type: str) -> None:
     folder = save_random_model(tmp_path, model_type)
@@ -32,7 +32,7 @@ def test_greedy_tokens_are_those_of_transformers_with_the_prompt_in_chunks(tmp_p
     compare(answer, *generate(make_runner(folder), PROMPT, 12, chunk=7))
 
 
-@pytest.mark.parametrize("model_type", ["mistral", "gemma2", "gpt2", "mixtral"])
+@pytest.mark.parametrize("model_type", ["qwen3", "gemma2", "gpt2", "mixtral"])
 def test_sequences_of_one_step_do_not_see_each_other(tmp_path: Path, model_type: str) -> None:
     folder = save_random_model(tmp_path, model_type)
     runner, reference = make_runner(folder), Reference(folder, stops=False)
@@ -51,7 +51,7 @@ def test_sequences_of_one_step_do_not_see_each_other(tmp_path: Path, model_type:
     assert answers == expected
 
 
-@pytest.mark.parametrize("model_type", ["mistral", "mixtral", "gpt_oss"])
+@pytest.mark.parametrize("model_type", ["qwen3", "mixtral", "gpt_oss"])
 @pytest.mark.parametrize("quantize", ["bitsandbytes", "bitsandbytes-nf4"])
 def test_quantized_linears_and_experts_take_less_room_and_still_answer(
     tmp_path: Path, quantize: str, model_type: str
@@ -65,7 +65,7 @@ def test_quantized_linears_and_experts_take_less_room_and_still_answer(
 @pytest.mark.parametrize(
     ("model_type", "world_size", "reason"),
     [
-        ("mistral", 3, "4 heads of .*q_proj cannot be split over 3 shards"),
+        ("qwen3", 3, "4 heads of .*q_proj cannot be split over 3 shards"),
         ("ctrl", 2, "model type 'ctrl' runs on one shard only"),
         ("mpt", 2, "model type 'mpt' runs on one shard only"),
         ("longcat_flash", 2, "model type 'longcat_flash' runs on one shard only"),
@@ -78,7 +78,7 @@ def test_what_does_not_split_is_refused(tmp_path: Path, model_type: str, world_s
 
 
 def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
-    folder = save_random_model(tmp_path, "mistral")
+    folder = save_random_model(tmp_path, "qwen3")
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -87,7 +87,7 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
 
 
 def test_rotary_positions_that_depend_on_the_batch_are_refused(tmp_path: Path) -> None:
-    folder = save_random_model(tmp_path, "mistral")
+    folder = save_random_model(tmp_path, "qwen3")
     config = json.loads((folder / "config.json").read_text())
     config["rope_parameters"] = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     (folder / "config.json").write_text(json.dumps(config))
@@ -105,7 +105,7 @@ def test_a_text_ends_where_its_rotary_positions_would_be_stretched(tmp_path: Pat
     compare(Reference(folder, stops=False).generate(PROMPT, 40 - len(PROMPT)), *generate(runner, PROMPT, 40 - len(PROMPT)))
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "mistral"])
+@pytest.mark.parametrize("model_type", ["gpt2", "qwen3"])
 def test_the_fullest_step_is_no_longer_than_the_model_has_positions(tmp_path: Path, model_type: str) -> None:
     runner = make_runner(save_random_model(tmp_path, model_type), max_batch_tokens=300)
     assert runner.max_positions < 300
