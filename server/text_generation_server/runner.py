@@ -229,7 +229,8 @@ class Runner:
         could record, and nothing would notice a rank that hangs within a record."""
         if self.device.type != "cuda" or self.parallel.world_size > 1 or not self.model.fixed_launches:
             return []
-        most = FEW_ROWS if config.quantize == "bitsandbytes" else self.max_batch_tokens  # its own kernels ask the device
+        # Of more rows bitsandbytes looks for outliers on the device, and waits for it.
+        most = FEW_ROWS if config.quantize == "bitsandbytes" else self.max_batch_tokens
         return [size for size in config.decode_sizes if size <= most]
 
     def _default_batch_tokens(self) -> int:
