@@ -154,7 +154,8 @@ class FakeDevice:
         num_generated = len(state.token_ids) - (state.message.num_prompt_tokens or len(state.message.token_ids))
         room = len(state.block_table) * self.block_size - len(state.token_ids)
         wish = state.message.max_new_tokens - num_generated - 1
-        num_guesses = max(0, min(num_speculative, room, wish)) if work.length == 1 else 0
+        decodes = len(state.token_ids) > len(state.message.token_ids)
+        num_guesses = max(0, min(num_speculative, room, wish)) if decodes else 0
         num_right = state.hashes[-1] % (num_guesses + 1)
         for index in range(num_guesses):
             self._slots[self._slot(state, len(state.token_ids) + index)] = _GARBAGE

@@ -155,7 +155,7 @@ class Runner:
             return
         room = self.max_batch_tokens - sum(chunk.length for chunk in chunks)
         for chunk in chunks:
-            if chunk.sample and chunk.length == 1:
+            if chunk.sample and chunk.sequence.decodes:
                 chunk.add_guesses(chunk.sequence.guess(min(num_tokens, room), self.block_size))
                 room -= len(chunk.guesses)
 

@@ -20,6 +20,7 @@ class SequenceState:
     token_ids: list[int]
     sampling: Sampling
     num_prompt_tokens: int
+    num_added_tokens: int = 0  # that it came with: the prompt, and after a preemption what it had generated
     num_top_tokens: int = 0
     prompt_logprobs: bool = False
     max_new_tokens: int = 0  # 0: unknown
@@ -35,6 +36,7 @@ class SequenceState:
             token_ids=list(message.token_ids),
             sampling=Sampling.from_proto(message.sampling),
             num_prompt_tokens=message.num_prompt_tokens or len(message.token_ids),
+            num_added_tokens=len(message.token_ids),
             num_top_tokens=message.num_top_tokens,
             prompt_logprobs=message.prompt_logprobs and decoding is None,  # nobody says a prompt that is only read
             max_new_tokens=message.max_new_tokens,
@@ -48,6 +50,12 @@ class SequenceState:
     @property
     def num_generated(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def decodes(self) -> bool:
+        """Whether its last token was sampled here. Before that a driver expects one token from it, and not those of guesses,
+        even where a prompt's last chunk is as short as a decoding sequence's."""
+        return len(self.token_ids) > self.num_added_tokens
 
     @property
     def said(self) -> list[int]:

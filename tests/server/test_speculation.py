@@ -64,6 +64,30 @@ def test_wrong_guesses_leave_nothing_behind(runner: Runner, monkeypatch: pytest.
     assert [token.token_id for token in tokens] == expected and num_steps == NUM_TOKENS - 1
 
 
+def test_a_prompts_last_token_alone_brings_one_token_however_right_a_guess_would_be(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a prefix that was cached. The driver's next step is under way, and begins right after that token."""
+    expected, _ = generate(runner, PROMPT, NUM_TOKENS)
+    runner.reset()
+    end = len(PROMPT)
+    monkeypatch.setattr(
+        "text_generation_server.prompt_lookup.PromptLookup.guess",
+        lambda self, ids, count: expected[len(ids) - end :][:count],
+    )
+    step = make_step(add={0: PROMPT}, work=[(0, 0, end - 1)], max_new_tokens=NUM_TOKENS)
+    step.work[0].sample = False
+    runner.execute(step)
+    found = []
+    for start in (end - 1, end):
+        step = Step(num_speculative=3)
+        step.work.add(sequence_id=0, start=start, length=1, sample=True)
+        result = runner.execute(step)
+        assert not result.error
+        found.append([token.token_id for token in result.tokens])
+    assert found == [expected[:1], expected[1:5]]
+
+
 def test_no_more_tokens_come_than_were_asked_for_or_have_blocks(runner: Runner) -> None:
     tokens, _ = speculate(runner, 30)
     assert len(tokens) == NUM_TOKENS
