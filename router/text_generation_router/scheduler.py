@@ -7,6 +7,7 @@ sequence goes on before its last token is known here, because the shards know it
 import bisect
 import collections
 import dataclasses
+import itertools
 import time
 from collections.abc import Mapping
 from typing import Literal
@@ -15,7 +16,10 @@ from text_generation_router.block_manager import BlockManager
 from text_generation_router.pace import Pace
 from text_generation_router.sequence import Sequence, Status
 
-NUM_YOUNG = 8  # with no more tokens than these a sequence is one of a burst, whose prompts come first
+MIN_BURST = 4  # prompts that wait at once, and as many as this
+BURST_SHARE = 0.25  # of the streams that run: then they wait,
+NUM_YOUNG = 8  # tokens, with which a stream is still one of a burst itself
+MAX_HELD = 2  # steps of prompts alone for each one of theirs
 
 
 @dataclasses.dataclass(slots=True)  # not frozen: there is one for every token, and that takes three times as long
@@ -86,6 +90,8 @@ class Scheduler:
         self.in_flight: collections.deque[Step] = collections.deque()
         self._dropped: list[int] = []
         self._next_step_id = 0
+        self._is_burst = False
+        self._num_held = 0  # steps of prompts alone since the last one with streams
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -94,11 +100,13 @@ class Scheduler:
         """The next step, now in flight; None when there is nothing to compute or to drop."""
         step = Step(self._next_step_id, num_speculative=self.num_speculative)
         step.num_iterations = self._num_iterations()
-        budget = self._schedule_decodes(step, self.max_batch_tokens)
-        if self.chunked_prefill and any(work.start > work.sequence.num_prompt_tokens + NUM_YOUNG for work in step.work):
-            budget = min(budget, self.pace.max_prefill_tokens)  # streams that run are not to wait long for prompts
-        budget = self._schedule_chunks(step, budget)
-        self._admit(step, budget)
+        self._is_burst = self._sees_burst()
+        if self._is_burst and self._num_held < MAX_HELD:
+            self._schedule_prompts(step, self.max_batch_tokens)
+        self._num_held = self._num_held + 1 if step.work else 0
+        if not step.work:
+            budget = self._schedule_decodes(step, self.max_batch_tokens)
+            self._schedule_prompts(step, min(budget, self._max_prompt_tokens(step)))
         step.drop.extend(self._dropped)
         if not step.work and not step.drop:
             return None
@@ -171,6 +179,34 @@ class Scheduler:
         missing = (self.block_manager.num_missing(sequence, sequence.num_tokens + num_iterations) for sequence in decoding)
         return num_iterations if sum(missing) <= self.block_manager.num_free else 1
 
+    def _sees_burst(self) -> bool:
+        """Whether prompts come first, because many wait at once, or because all streams have only just begun: side by side with
+        so many prompts, streams would stutter for long. Once that is so, it lasts until none is left."""
+        prompts = [sequence for sequence in self.running if sequence.num_unscheduled > 1]
+        if not prompts and not self.waiting:
+            return False
+        streams = [sequence for sequence in self.running if sequence.num_unscheduled <= 1]
+        least = min(len(streams) + 1, max(MIN_BURST, int(BURST_SHARE * len(streams))))
+        if self._is_burst or all(stream.num_tokens <= stream.num_prompt_tokens + NUM_YOUNG for stream in streams):
+            least = 1
+        return bool(streams) and len(prompts) + self._num_admissible(least - len(prompts)) >= least
+
+    def _max_prompt_tokens(self, step: Step) -> int:
+        """What prompts may add to the streams in `step`, which are not to wait long for them."""
+        if not step.work or not (self._is_burst or self.chunked_prefill):
+            return self.max_batch_tokens
+        return 0 if self._is_burst else self.pace.max_prefill_tokens
+
+    def _num_admissible(self, most: int) -> int:
+        """For how many of the first sequences that wait there is room now, if they find nothing in the prefix cache. Counts no
+        further than to `most`."""
+        num_free, num_running = self.block_manager.num_free, len(self.running)
+        for count, sequence in enumerate(itertools.islice(self.waiting, max(0, most))):
+            num_free -= self.block_manager.num_missing(sequence, len(sequence.token_ids))
+            if num_free < num_running + count or num_running + count == self.max_batch_size:
+                return count
+        return min(len(self.waiting), max(0, most))
+
     def _schedule_decodes(self, step: Step, budget: int) -> int:
         """The next token of each running sequence that has its prompt behind it. Returns the budget that is left."""
         for sequence in list(self.running):  # those that give way are no longer in it
@@ -181,14 +217,11 @@ class Scheduler:
                 budget -= min(budget, 1 + step.num_speculative)
         return budget
 
-    def _schedule_chunks(self, step: Step, budget: int) -> int:
-        """The next chunk of prompts that were begun. They have their blocks since they were admitted."""
+    def _schedule_prompts(self, step: Step, budget: int) -> None:
+        """The next chunks of prompts that were begun, which have their blocks since then, and after them those that wait."""
         for sequence in self.running:
             if budget and sequence.num_unscheduled > 1:
                 budget -= self._add_work(step, sequence, budget)
-        return budget
-
-    def _admit(self, step: Step, budget: int) -> None:
         while budget and self.waiting and len(self.running) != self.max_batch_size:
             sequence = self.waiting[0]
             if not self.chunked_prefill and len(sequence.token_ids) > budget:

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import random
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,10 +13,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from fakes import EOS, FakeDevice, answer
 from text_generation_proto import shard_pb2
 from text_generation_router.block_manager import BlockManager
-from text_generation_router.scheduler import Scheduler, Step
+from text_generation_router.scheduler import NUM_YOUNG, Scheduler, Step
 from text_generation_router.sequence import Request, Sequence, Status
 
 BLOCK_SIZE = 4
+
+
+@dataclasses.dataclass
+class FixedPace:
+    """Stands for a Pace that has learned."""
+
+    max_prefill_tokens: int
+    num_iterations: int
 
 
 def num_generated(sequence: Sequence) -> int:
@@ -62,6 +71,23 @@ def run(scheduler: Scheduler) -> None:
         apply(scheduler)
 
 
+def streaming(num_streams: int, max_prefill_tokens: int = 2, num_tokens: int = NUM_YOUNG + 1, **of_scheduler: Any) -> Scheduler:
+    """So many sequences have `num_tokens` beyond their prompts of two, and a step may have `max_prefill_tokens` of others."""
+    busy = scheduler(**{"num_blocks": 200, "max_batch_tokens": 16, **of_scheduler})
+    streams = [add(busy, number, [number] * 2, max_new_tokens=30) for number in range(num_streams)]
+    while min(stream.num_tokens for stream in streams) < 2 + num_tokens:
+        busy.schedule()
+    busy.pace = FixedPace(max_prefill_tokens, 1)
+    return busy
+
+
+def lengths(step: Step | None) -> tuple[int, dict[int, int]]:
+    """How many streams go on, and how much of which prompts is computed."""
+    assert step is not None
+    works = [work for work in step.work if work.is_prefill]
+    return len(step.work) - len(works), {work.sequence.id: work.length for work in works}
+
+
 def test_with_nothing_to_do_there_is_no_step():
     assert scheduler().schedule() is None
 
@@ -73,45 +99,103 @@ def test_prompts_share_the_budget_in_order_of_arrival_and_the_last_one_is_cut():
     step = idle.schedule()
     assert plan(step) == [(0, 0, 6, True), (1, 0, 4, False)]
     assert [sequence.id for sequence in step.add] == [0, 1]
-    assert plan(idle.schedule()) == [(0, 6, 1, True), (1, 4, 2, True), (2, 0, 6, True)]
+    assert plan(idle.schedule()) == [(1, 4, 2, True), (2, 0, 6, True)]
 
 
 def test_a_running_sequence_gets_its_token_before_any_prompt():
-    busy = scheduler(max_batch_tokens=5)
-    add(busy, 0, [1, 2])
-    busy.schedule()
+    busy = streaming(1, max_prefill_tokens=100, max_batch_tokens=5)
     add(busy, 1, [3] * 20)
-    assert plan(busy.schedule()) == [(0, 2, 1, True), (1, 0, 4, False)]
-    assert plan(busy.schedule()) == [(0, 3, 1, True), (1, 4, 4, False)]
+    assert [lengths(busy.schedule()) for _ in range(2)] == [(1, {1: 4}), (1, {1: 4})]
 
 
 def test_prompts_that_cannot_be_cut_start_when_a_step_holds_them_and_nobody_overtakes():
     whole = scheduler(max_batch_tokens=10, chunked_prefill=False)
     add(whole, 0, [1] * 6, max_new_tokens=2)
+    assert plan(whole.schedule()) == [(0, 0, 6, True)]
     add(whole, 1, [2] * 9, max_new_tokens=2)
     add(whole, 2, [3] * 2)
-    assert plan(whole.schedule()) == [(0, 0, 6, True)]
-    assert plan(whole.schedule()) == [(0, 6, 1, True), (1, 0, 9, True)]
-    assert plan(whole.schedule()) == [(1, 9, 1, True), (2, 0, 2, True)]
+    assert plan(whole.schedule()) == [(1, 0, 9, True)]
+    assert plan(whole.schedule()) == [(2, 0, 2, True)]
+    assert plan(whole.schedule()) == [(0, 6, 1, True), (1, 9, 1, True), (2, 2, 1, True)]
 
 
 def test_a_prompt_as_long_as_the_budget_starts_when_nobody_else_runs():
-    whole = scheduler(max_batch_tokens=10, chunked_prefill=False)
-    add(whole, 0, [1], max_new_tokens=5)
+    whole = streaming(1, num_tokens=27, max_batch_tokens=10, chunked_prefill=False)
     add(whole, 1, [2] * 10)
-    run_alone = [plan(whole.schedule()) for _ in range(5)]
-    assert [work[0] for step in run_alone for work in step] == [0] * 5
+    assert [lengths(whole.schedule()) for _ in range(3)] == [(1, {})] * 3
     assert plan(whole.schedule()) == [(1, 0, 10, True)]
 
 
 def test_when_the_budget_is_smaller_than_the_batch_the_oldest_go_first():
-    busy = scheduler(max_batch_tokens=2)
-    for number in range(3):
-        add(busy, number, [number], max_new_tokens=3)
-    assert plan(busy.schedule()) == [(0, 0, 1, True), (1, 0, 1, True)]
-    for _ in range(2):
-        assert plan(busy.schedule()) == [(0, busy.in_flight[-1].id, 1, True), (1, busy.in_flight[-1].id, 1, True)]
-    assert plan(busy.schedule()) == [(2, 0, 1, True)]
+    busy = streaming(2, max_batch_tokens=2, num_tokens=28)
+    add(busy, 2, [2])
+    assert [[work.sequence.id for work in busy.schedule().work] for _ in range(3)] == [[0, 1], [0, 1], [2]]
+
+
+def test_few_prompts_are_computed_beside_the_streams_at_their_pace():
+    busy = streaming(4)
+    for number in range(4, 7):
+        add(busy, number, [number] * 3)
+    assert [lengths(busy.schedule()) for _ in range(3)] == [(4, {4: 2}), (4, {4: 1, 5: 2}), (5, {5: 1, 6: 2})]
+
+
+def test_streams_wait_for_many_prompts_two_steps_of_three():
+    busy = streaming(4)
+    for number in range(4, 9):
+        add(busy, number, [number] * 10)
+    burst = [lengths(busy.schedule()) for _ in range(6)]
+    assert burst == [
+        *[(0, {4: 10, 5: 6}), (0, {5: 4, 6: 10, 7: 2}), (7, {})],
+        *[(0, {7: 8, 8: 8}), (0, {8: 2}), (9, {})],
+    ]
+
+
+def test_how_many_prompts_are_many_grows_with_the_streams():
+    busy = streaming(12)
+    for number in range(12, 15):
+        add(busy, number, [number] * 3)
+    assert lengths(busy.schedule())[0] == 12
+    crowd = streaming(12)
+    for number in range(12, 16):
+        add(crowd, number, [number] * 3)
+    assert lengths(crowd.schedule()) == (0, {12: 3, 13: 3, 14: 3, 15: 3})
+
+
+def test_one_stream_waits_for_two_prompts():
+    busy = streaming(1)
+    for number in (1, 2):
+        add(busy, number, [number] * 3)
+    assert lengths(busy.schedule()) == (0, {1: 3, 2: 3})
+
+
+def test_a_burst_ends_when_no_prompt_is_left():
+    busy = streaming(4)
+    for number in range(4, 8):
+        add(busy, number, [number] * 5)
+    assert lengths(busy.schedule()) == (0, {4: 5, 5: 5, 6: 5, 7: 1})
+    add(busy, 8, [8] * 28)
+    assert [lengths(busy.schedule()) for _ in range(4)] == [(0, {7: 4, 8: 12}), (8, {}), (0, {8: 16}), (9, {})]
+    add(busy, 9, [9] * 20)
+    assert lengths(busy.schedule()) == (9, {9: 2})
+
+
+def test_prompts_come_first_as_long_as_all_streams_are_young():
+    """Those that came at once are not always there at once."""
+    busy = streaming(3, num_tokens=NUM_YOUNG)
+    add(busy, 3, [3] * 20)
+    assert [lengths(busy.schedule()) for _ in range(3)] == [(0, {3: 16}), (0, {3: 4}), (4, {})]
+
+
+def test_prompts_for_which_there_is_no_room_are_no_burst():
+    """They come one by one, whenever somebody ends, and streams are not to wait for each."""
+    busy = streaming(4, num_blocks=24)  # three each, one to grow into, and eight
+    for number in range(4, 9):
+        add(busy, number, [number] * 6)
+    assert lengths(busy.schedule()) == (4, {4: 2})
+    full = streaming(4, max_batch_size=6)
+    for number in range(4, 9):
+        add(full, number, [number] * 6)
+    assert lengths(full.schedule()) == (4, {4: 2})
 
 
 def test_steps_are_made_ahead_of_results():
@@ -191,12 +275,11 @@ def test_a_prompt_is_let_in_only_if_those_that_run_can_still_grow():
 
 
 def test_a_full_batch_lets_the_next_one_in_when_somebody_ends():
-    busy = scheduler(max_batch_size=2)
-    first, *_ = (add(busy, number, [number]) for number in range(3))
-    assert plan(busy.schedule()) == [(0, 0, 1, True), (1, 0, 1, True)]
-    assert plan(busy.schedule()) == [(0, 1, 1, True), (1, 1, 1, True)]
-    busy.finish(first)
-    assert plan(busy.schedule()) == [(1, 2, 1, True), (2, 0, 1, True)]
+    busy = streaming(2, max_batch_size=2)
+    add(busy, 2, [2] * 2)
+    assert lengths(busy.schedule()) == (2, {})
+    busy.finish(busy.running[0])
+    assert lengths(busy.schedule()) == (1, {2: 2})
 
 
 def test_a_prompt_that_is_to_be_rated_takes_nothing_from_the_cache_and_leaves_its_blocks_there():
@@ -289,8 +372,8 @@ def test_results_under_way_when_a_sequence_was_preempted_register_no_blocks():
     first, second = add(busy, 0, [1] * 3), add(busy, 1, [2] * 8)
     busy.schedule()  # the whole first prompt, three tokens of the second
     apply(busy)
-    busy.schedule()
-    assert plan(busy.in_flight[-1]) == [(0, 3, 1, True), (1, 3, 5, True)]
+    busy.schedule(), busy.schedule()
+    assert [plan(step) for step in busy.in_flight] == [[(1, 3, 5, True)], [(0, 3, 1, True), (1, 8, 1, True)]]
     while not second.num_preemptions:
         busy.schedule()
     while busy.in_flight:
@@ -395,14 +478,6 @@ def as_message(step: Step) -> shard_pb2.Step:
             sample=work.num_tokens > 0,
         )
     return message
-
-
-@dataclasses.dataclass
-class FixedPace:
-    """Stands for a Pace that has learned."""
-
-    max_prefill_tokens: int
-    num_iterations: int
 
 
 class SchedulerMachine(RuleBasedStateMachine):
