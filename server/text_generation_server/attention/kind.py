@@ -19,6 +19,11 @@ class AttentionKind:
     softcap: float | None = None  # scores become softcap * tanh(score / softcap)
     sinks: torch.Tensor | None = None  # [num_heads]: one more score a head, which takes weight and gives nothing
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether scores are used as they are, as PyTorch's own attention does."""
+        return self.softcap is None and self.sinks is None
+
 
 # (layer, query [num_tokens, num_heads, key_dim], key [num_tokens, num_kv_heads, key_dim], value [num_tokens, num_kv_heads,
 # value_dim], kind) → [num_tokens, num_heads, value_dim]

@@ -35,7 +35,7 @@ class PagedAttention:
             seen = (num_heads, num_kv_heads, kind.window, kind.chunk)
             if seen not in masks:
                 masks[seen] = _Masks(self, context, dtype, *seen)
-            return masks[seen].attend(layer, query, kind)
+            return masks[seen].attend(layer, query, key, value, kind)
 
         return attend
 
@@ -60,33 +60,53 @@ class _Masks:
         self.window = window
         self.chunk = chunk
         self.device = context.slot_mapping.device
+        self.keeps_exactly = self.cache.dtype == dtype
         self.prefill_biases = {
             row: self._prefill_bias(context.query_lengths[row], context.context_lengths[row]).to(dtype)
             for row in range(context.num_decodes, len(context.query_lengths))
         }
         self.decode_bias = self._decode_bias().to(dtype) if context.num_decodes else None
         self.sparse_decode: sparse.SparseDecode | None = None
-        if self.decode_bias is not None and self.cache.dtype == dtype and sparse.is_supported(dtype, self.device):
+        if self.decode_bias is not None and self.keeps_exactly and sparse.is_supported(dtype, self.device):
             offsets = torch.arange(self.cache.block_size)
             slots = (self._decode_tables.unsqueeze(2) * self.cache.block_size + offsets).flatten(1)
             rows = self.cache.rows(slots, num_kv_heads)
             self.sparse_decode = sparse.SparseDecode(rows, self.decode_bias, num_heads, self.cache)
 
-    def attend(self, layer: int, query: torch.Tensor, kind: AttentionKind) -> torch.Tensor:
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: AttentionKind
+    ) -> torch.Tensor:
         start, parts = self.context.num_decodes, []
         if self.decode_bias is not None:
             parts.append(self._attend_decodes(layer, query[:start], self.decode_bias, kind))
         for row, bias in self.prefill_biases.items():
-            length = self.context.query_lengths[row]
-            parts.append(self._attend_prefill(layer, query[start : start + length], row, bias, kind))
-            start += length
+            own = slice(start, start + self.context.query_lengths[row])
+            if kind.is_plain and self._sees_own_past(row):
+                parts.append(self._attend_own(query[own], key[own], value[own], kind))
+            else:
+                parts.append(self._attend_prefill(layer, query[own], row, bias, kind))
+            start = own.stop
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _sees_own_past(self, row: int) -> bool:
+        """Whether the chunk begins its sequence, and each of its tokens sees just those before it, as the cache would have
+        them."""
+        length = self.context.context_lengths[row]
+        reach = min(self.window or length, self.chunk or length)
+        return self.keeps_exactly and self.slopes is None and self.context.query_lengths[row] == length <= reach
+
+    def _attend_own(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: AttentionKind
+    ) -> torch.Tensor:
+        """All [length, their heads, head_dim]: nothing is read from the cache, and nothing computed that is hidden."""
+        query, key, value = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
+        return self._attend_plain(query, key, value, None, kind).squeeze(0).transpose(0, 1)
 
     def _attend_decodes(
         self, layer: int, query: torch.Tensor, bias: torch.Tensor, kind: AttentionKind
     ) -> torch.Tensor:
         """query [num_decodes, num_heads, key_dim]: one token each, against all of its blocks."""
-        if self.sparse_decode is not None and kind.softcap is None and kind.sinks is None:
+        if self.sparse_decode is not None and kind.is_plain:
             return self.sparse_decode.attend(layer, query, kind.scale)
         return self._attend(layer, query.unsqueeze(2), self._decode_tables, bias, kind).squeeze(2)
 
@@ -103,15 +123,9 @@ class _Masks:
         """query [num_sequences, num_heads, query_length, key_dim] → [..., value_dim]."""
         keys = self._gather(self.cache.keys[layer], tables).to(query.dtype)  # [num_sequences, num_kv_heads, length, key_dim]
         values = self._gather(self.cache.values[layer], tables).to(query.dtype)
-        group = self.num_heads // keys.shape[1]
-        is_plain = kind.softcap is None and kind.sinks is None
-        if group > 1 and (keys.is_cuda or not is_plain):  # CUDA's kernel that takes a mask takes no grouped heads
-            keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
-        if is_plain:
-            is_grouped = keys.shape[1] != self.num_heads
-            return F.scaled_dot_product_attention(
-                query, keys, values, attn_mask=bias, scale=kind.scale, enable_gqa=is_grouped
-            )
+        if kind.is_plain:
+            return self._attend_plain(query, keys, values, bias, kind)
+        keys, values = self._repeat(keys), self._repeat(values)
         scores = query @ keys.transpose(2, 3) * kind.scale
         if kind.softcap is not None:
             scores = kind.softcap * torch.tanh(scores / kind.softcap)
@@ -121,6 +135,22 @@ class _Masks:
             scores = torch.cat([scores, sinks], dim=-1)
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
         return weights[..., : keys.shape[2]] @ values
+
+    def _attend_plain(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None, kind: AttentionKind
+    ) -> torch.Tensor:
+        """As `_attend`; without a bias each query sees the keys up to its own."""
+        if keys.is_cuda:  # whose kernel that takes a mask takes no grouped heads
+            keys, values = self._repeat(keys), self._repeat(values)
+        is_grouped = keys.shape[1] != self.num_heads
+        return F.scaled_dot_product_attention(
+            query, keys, values, attn_mask=bias, is_causal=bias is None, scale=kind.scale, enable_gqa=is_grouped
+        )
+
+    def _repeat(self, heads: torch.Tensor) -> torch.Tensor:
+        """[num_sequences, num_kv_heads, ...] → [num_sequences, num_heads, ...]."""
+        group = self.num_heads // heads.shape[1]
+        return heads.repeat_interleave(group, dim=1) if group > 1 else heads
 
     def _gather(self, blocks: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
         """[num_sequences, num_blocks] of block ids → [num_sequences, num_kv_heads, num_blocks * block_size, head_dim]."""

@@ -19,8 +19,8 @@ def is_supported(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 class SparseDecode:
-    """One step's decoding sequences, for all layers. Row r of the pattern is head r % num_heads of sequence r // num_heads;
-    its columns are rows of the cache seen as [num_blocks * num_heads * block_size, head_dim]."""
+    """One step's decoding sequences, for one layer after the other. Row r of the scores is head r % num_heads of sequence
+    r // num_heads; its columns are rows of the cache seen as [num_blocks * num_heads * block_size, head_dim]."""
 
     def __init__(self, rows: torch.Tensor, bias: torch.Tensor, num_heads: int, cache: KVCache) -> None:
         """rows [num_sequences, padded_length, num_kv_heads] int64; bias [num_sequences, num_heads or 1, 1, padded_length],
@@ -33,13 +33,16 @@ class SparseDecode:
         self.cache = cache
         self.columns = rows.flatten()
         self.row_ends = torch.arange(0, len(self.columns) + 1, bias.shape[-1])
-        self.pattern = _csr(self.row_ends, self.columns, bias.flatten(), (num_pairs, num_rows))
+        self.bias = bias.reshape(num_pairs, -1)
+        self.scores = _csr(self.row_ends, self.columns, torch.empty(len(self.columns)), (num_pairs, num_rows))
 
     def attend(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
         """query [num_sequences, num_heads, key_dim] → [num_sequences, num_heads, value_dim]."""
         keys, values = self.cache.keys[layer].flatten(0, 2), self.cache.values[layer].flatten(0, 2)
-        scores = torch.sparse.sampled_addmm(self.pattern, query.flatten(0, 1), keys.t(), alpha=scale).values()
-        weights = scores.view(len(self.row_ends) - 1, -1).softmax(dim=1)
+        scores = self.scores.values().view_as(self.bias).copy_(self.bias)
+        # Added in place: a new tensor for every layer would have all columns copied.
+        torch.sparse.sampled_addmm(self.scores, query.flatten(0, 1), keys.t(), alpha=scale, out=self.scores)
+        weights = scores.softmax(dim=1)
         output = F.embedding_bag(
             self.columns, values, self.row_ends, mode="sum", per_sample_weights=weights.flatten(), include_last_offset=True
         )
