@@ -18,8 +18,9 @@ from text_generation_router.sequence import Sequence, Status
 
 MIN_BURST = 4  # prompts that wait at once, and as many as this
 BURST_SHARE = 0.25  # of the streams that run: then they wait,
-NUM_YOUNG = 8  # tokens, with which a stream is still one of a burst itself
 MAX_HELD = 2  # steps of prompts alone for each one of theirs
+NUM_YOUNG = 8  # tokens, with which a stream is still one of a burst itself
+MAX_WAITED = 16  # steps that streams wait in one burst
 
 
 @dataclasses.dataclass(slots=True)  # not frozen: there is one for every token, and that takes three times as long
@@ -91,7 +92,8 @@ class Scheduler:
         self._dropped: list[int] = []
         self._next_step_id = 0
         self._is_burst = False
-        self._num_held = 0  # steps of prompts alone since the last one with streams
+        self._num_held = 0  # steps of prompts alone since the streams' last one
+        self._num_waited = 0  # steps that streams have waited for bursts, less those that they had since
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -103,7 +105,7 @@ class Scheduler:
         self._is_burst = self._sees_burst()
         if self._is_burst and self._num_held < MAX_HELD:
             self._schedule_prompts(step, self.max_batch_tokens)
-        self._num_held = self._num_held + 1 if step.work else 0
+        self._count_held(step)
         if not step.work:
             budget = self._schedule_decodes(step, self.max_batch_tokens)
             self._schedule_prompts(step, min(budget, self._max_prompt_tokens(step)))
@@ -181,15 +183,22 @@ class Scheduler:
 
     def _sees_burst(self) -> bool:
         """Whether prompts come first, because many wait at once, or because all streams have only just begun: side by side with
-        so many prompts, streams would stutter for long. Once that is so, it lasts until none is left."""
+        so many prompts, streams would stutter for long. It lasts until none is left that has room, or the streams have waited
+        long enough; before the next one they have as many steps as they waited."""
         prompts = [sequence for sequence in self.running if sequence.num_unscheduled > 1]
-        if not prompts and not self.waiting:
+        if (not prompts and not self.waiting) or self._num_waited >= (MAX_WAITED if self._is_burst else 1):
             return False
         streams = [sequence for sequence in self.running if sequence.num_unscheduled <= 1]
         least = min(len(streams) + 1, max(MIN_BURST, int(BURST_SHARE * len(streams))))
-        if self._is_burst or all(stream.num_tokens <= stream.num_prompt_tokens + NUM_YOUNG for stream in streams):
+        if self._is_burst or all(len(stream.token_ids) <= stream.num_prompt_tokens + NUM_YOUNG for stream in streams):
             least = 1
         return bool(streams) and len(prompts) + self._num_admissible(least - len(prompts)) >= least
+
+    def _count_held(self, step: Step) -> None:
+        if step.work:
+            self._num_held, self._num_waited = self._num_held + 1, self._num_waited + 1
+        else:
+            self._num_held, self._num_waited = 0, max(0, self._num_waited - (not self._is_burst))
 
     def _max_prompt_tokens(self, step: Step) -> int:
         """What prompts may add to the streams in `step`, which are not to wait long for them."""
@@ -200,12 +209,17 @@ class Scheduler:
     def _num_admissible(self, most: int) -> int:
         """For how many of the first sequences that wait there is room now, if they find nothing in the prefix cache. Counts no
         further than to `most`."""
-        num_free, num_running = self.block_manager.num_free, len(self.running)
+        num_free = self.block_manager.num_free
         for count, sequence in enumerate(itertools.islice(self.waiting, max(0, most))):
             num_free -= self.block_manager.num_missing(sequence, len(sequence.token_ids))
-            if num_free < num_running + count or num_running + count == self.max_batch_size:
+            num_running = len(self.running) + count
+            if num_free < num_running or not self._has_place(num_running):
                 return count
         return min(len(self.waiting), max(0, most))
+
+    def _has_place(self, num_running: int) -> bool:
+        """Whether one more may run beside so many: within the batch size, and so that a step holds all of their tokens."""
+        return num_running != self.max_batch_size and num_running * (1 + self.num_speculative) < self.max_batch_tokens
 
     def _schedule_decodes(self, step: Step, budget: int) -> int:
         """The next token of each running sequence that has its prompt behind it. Returns the budget that is left."""
@@ -222,7 +236,7 @@ class Scheduler:
         for sequence in self.running:
             if budget and sequence.num_unscheduled > 1:
                 budget -= self._add_work(step, sequence, budget)
-        while budget and self.waiting and len(self.running) != self.max_batch_size:
+        while budget and self.waiting and self._has_place(len(self.running)):
             sequence = self.waiting[0]
             if not self.chunked_prefill and len(sequence.token_ids) > budget:
                 return

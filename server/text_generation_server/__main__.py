@@ -6,7 +6,6 @@ import gc
 import logging
 import os
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from text_generation_proto import flags, logs
@@ -74,7 +73,6 @@ def _serve(config: ShardConfig) -> int:
         runner = device_thread.submit(load_runner, config, folder).result()
         gc.collect()
         gc.freeze()  # what is here by now stays: no collection in the middle of a step has to look through it
-        threading.Thread(target=runner.cache.populate, name="populate", daemon=True).start()
         return asyncio.run(serve(config, runner, device_thread))
     except ShardError as error:
         logging.getLogger(__name__).error("Error: %s", error)

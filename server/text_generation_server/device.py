@@ -6,11 +6,9 @@ In: what the flags say. Out: a torch device, a torch dtype, byte counts, microse
 import contextlib
 import ctypes
 import itertools
-import mmap
 import os
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,9 +16,6 @@ import torch
 SMALL_MODEL_BYTES = 64 * 2**20
 M_MMAP_THRESHOLD = -3  # mallopt(3)
 M_TRIM_THRESHOLD = -1
-MADV_POPULATE_WRITE = 23  # madvise(2), from Linux 5.14 on
-POPULATED_AT_ONCE = 2**21  # bytes: meanwhile the process cannot map or unmap anything
-REST = 9  # times as long as it took
 BFLOAT16_UNITS = {"avx512_bf16", "amx_bf16"}
 
 
@@ -86,24 +81,6 @@ def returning_freed_memory() -> Iterator[None]:
         set_option(M_MMAP_THRESHOLD, 32 * 1024 * 1024)
         # What a layer frees, the next one takes again: given back to the system, every page would cost a fault.
         set_option(M_TRIM_THRESHOLD, 64 * 1024 * 1024)
-
-
-def populate(tensors: Sequence[torch.Tensor]) -> None:
-    """Has the system back CPU tensors with memory, their beginnings first, and leaves what is in them: otherwise it does so at
-    the first write to each page, in the middle of a step. Rests between, for the sake of the steps that run meanwhile. Does
-    nothing on systems without such a call."""
-    madvise = getattr(ctypes.CDLL(None), "madvise", None)
-    if madvise is None or sys.platform != "linux":
-        return
-    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    for offset in range(0, max(tensor.nbytes for tensor in tensors), POPULATED_AT_ONCE):
-        for tensor in tensors:
-            begin = time.perf_counter()
-            start, end = (tensor.data_ptr() + min(at, tensor.nbytes) for at in (offset, offset + POPULATED_AT_ONCE))
-            start = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-            if start < end and madvise(start, end - start, MADV_POPULATE_WRITE):
-                return
-            time.sleep(REST * (time.perf_counter() - begin))
 
 
 class Laps:

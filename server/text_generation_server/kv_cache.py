@@ -11,8 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from text_generation_server import device as devices
-
 NARROW_DTYPES = (torch.float16, torch.float8_e4m3fn)  # activations of real models reach their limits
 
 
@@ -39,11 +37,6 @@ class KVCache:
         blocks = [(num_blocks, shape.num_heads, block_size) for shape in shapes]
         self.keys = [_zeros((*block, shape.key_dim), dtype, device) for block, shape in zip(blocks, shapes, strict=True)]
         self.values = [_zeros((*block, shape.value_dim), dtype, device) for block, shape in zip(blocks, shapes, strict=True)]
-
-    def populate(self) -> None:
-        """Takes all of its memory, the first blocks first, which are used first; on GPUs it has it already."""
-        if self.device.type == "cpu" and self.keys:
-            devices.populate([*self.keys, *self.values])
 
     def rows(self, slots: torch.Tensor, num_heads: int) -> torch.Tensor:
         """Slots [...] (block_id * block_size + offset) → [..., num_heads]: where each head's vector of a slot is, as a row
@@ -73,7 +66,7 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Zeros, not empty: a masked slot has weight 0, and 0 times a NaN left in memory would be NaN. numpy's pages of zeros
-    take no memory and no time on a CPU until they are written, or populated."""
+    take no memory on a CPU until they are written."""
     if device.type != "cpu" or 0 in shape:
         return torch.zeros(shape, dtype=dtype, device=device)
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)

@@ -20,13 +20,13 @@ class SequenceState:
     token_ids: list[int]
     sampling: Sampling
     num_prompt_tokens: int
-    num_added_tokens: int = 0  # that it came with: the prompt, and after a preemption what it had generated
     num_top_tokens: int = 0
     prompt_logprobs: bool = False
     max_new_tokens: int = 0  # 0: unknown
     start_token_id: int | None = None  # what a decoder begins with where the prompt is not its own
     block_table: list[int] = dataclasses.field(default_factory=list)
     num_computed: int | None = None  # positions whose keys and values are there; None before the first work
+    num_added_tokens: int = 0  # that it came with: the prompt, and after a preemption what it had generated
     lookup: PromptLookup | None = None  # made when first asked for guesses
 
     @classmethod

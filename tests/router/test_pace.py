@@ -57,6 +57,13 @@ def test_a_step_of_prompts_alone_is_all_theirs():
     assert 0.004 * pace.max_prefill_tokens == pytest.approx(PREFILL_SHARE * 0.1, rel=0.05)
 
 
+def test_a_few_tokens_alone_say_nothing():
+    pace = learned(decode_seconds=0.1, token_seconds=0.002)
+    before = pace.max_prefill_tokens
+    pace.learn_prefill(2, False, 0.05)
+    assert pace.max_prefill_tokens == before
+
+
 def test_it_follows_a_change():
     pace = learned(decode_seconds=0.1, token_seconds=0.002)
     before = pace.max_prefill_tokens

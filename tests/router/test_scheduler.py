@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from fakes import EOS, FakeDevice, answer
 from text_generation_proto import shard_pb2
 from text_generation_router.block_manager import BlockManager
-from text_generation_router.scheduler import NUM_YOUNG, Scheduler, Step
+from text_generation_router.scheduler import MAX_WAITED, NUM_YOUNG, Scheduler, Step
 from text_generation_router.sequence import Request, Sequence, Status
 
 BLOCK_SIZE = 4
@@ -71,12 +71,19 @@ def run(scheduler: Scheduler) -> None:
         apply(scheduler)
 
 
-def streaming(num_streams: int, max_prefill_tokens: int = 2, num_tokens: int = NUM_YOUNG + 1, **of_scheduler: Any) -> Scheduler:
+def streaming(
+    num_streams: int,
+    max_prefill_tokens: int = 2,
+    num_tokens: int = NUM_YOUNG + 1,
+    max_new_tokens: int = 30,
+    **of_scheduler: Any,
+) -> Scheduler:
     """So many sequences have `num_tokens` beyond their prompts of two, and a step may have `max_prefill_tokens` of others."""
     busy = scheduler(**{"num_blocks": 200, "max_batch_tokens": 16, **of_scheduler})
-    streams = [add(busy, number, [number] * 2, max_new_tokens=30) for number in range(num_streams)]
-    while min(stream.num_tokens for stream in streams) < 2 + num_tokens:
+    streams = [add(busy, number, [number] * 2, max_new_tokens) for number in range(num_streams)]
+    while min(len(stream.token_ids) for stream in streams) < 2 + num_tokens:
         busy.schedule()
+        apply(busy)
     busy.pace = FixedPace(max_prefill_tokens, 1)
     return busy
 
@@ -126,10 +133,29 @@ def test_a_prompt_as_long_as_the_budget_starts_when_nobody_else_runs():
     assert plan(whole.schedule()) == [(1, 0, 10, True)]
 
 
-def test_when_the_budget_is_smaller_than_the_batch_the_oldest_go_first():
+def test_no_more_run_than_a_step_can_decode_in_a_burst_either():
+    """Those beyond would have a first token and then none, and hold blocks meanwhile."""
     busy = streaming(2, max_batch_tokens=2, num_tokens=28)
-    add(busy, 2, [2])
-    assert [[work.sequence.id for work in busy.schedule().work] for _ in range(3)] == [[0, 1], [0, 1], [2]]
+    for number in range(2, 5):
+        add(busy, number, [number], max_new_tokens=2)
+    steps = [[work.sequence.id for work in busy.schedule().work] for _ in range(2)]
+    assert steps == [[0, 1], [0, 1]] and busy.schedule() is None
+    while busy.in_flight:
+        apply(busy)
+    assert [[work.sequence.id for work in busy.schedule().work] for _ in range(2)] == [[2, 3], [2, 3]]
+
+
+def test_streams_wait_for_a_while_and_then_have_as_many_steps():
+    """However many prompts come."""
+    busy = streaming(4, max_prefill_tokens=8, max_new_tokens=100, num_blocks=2000)
+    for number in range(4, 60):
+        add(busy, number, [number] * 40, max_new_tokens=1)
+    had_streams = []
+    for _ in range(MAX_WAITED * 3):
+        had_streams.append(lengths(busy.schedule())[0] > 0)
+        apply(busy)
+    burst = ([False, False, True] * MAX_WAITED)[: MAX_WAITED * 3 // 2 - 1]
+    assert had_streams == (burst + [True] * MAX_WAITED + burst)[: len(had_streams)]
 
 
 def test_few_prompts_are_computed_beside_the_streams_at_their_pace():

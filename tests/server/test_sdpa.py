@@ -73,3 +73,27 @@ def test_random_chunks_of_random_sequences_in_scattered_blocks_give_plain_attent
         torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
         for sequence, length in works:
             sequence.start += length
+
+
+@pytest.mark.parametrize("window", [None, 6, 7, 8])
+def test_a_prompt_that_sees_all_of_itself_is_answered_like_the_same_one_in_chunks(window: int | None) -> None:
+    """Seven tokens, whole and in two parts, with fewer key-value heads, in float16 and with numbers too large for it."""
+    whole, parts = (
+        KVCache([KVShape(1, HEAD_DIM, HEAD_DIM)], 4, BLOCK_SIZE, torch.float16, torch.device("cpu")) for _ in range(2)
+    )
+    query = torch.randn(7, NUM_HEADS, HEAD_DIM, generator=torch.Generator().manual_seed(1)).half()
+    key, value = query[:, :1].flip(0), query[:, 1:2].clone()
+    value[2, 0, 3] = torch.inf
+    kind = AttentionKind(scale=SCALE, window=window)
+
+    def attend(cache: KVCache, start: int, end: int) -> torch.Tensor:
+        sequence = Sequence(7, random.Random(0), [0, 1])
+        sequence.start = start
+        context = make_context([(sequence, end - start)])
+        own = slice(start, end)
+        return PagedAttention(cache).bind(context, torch.float16)(0, query[own], key[own], value[own], kind)
+
+    expected = torch.cat([attend(parts, 0, 3), attend(parts, 3, 7)])
+    found = attend(whole, 0, 7)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0.01)

@@ -60,14 +60,12 @@ class _Masks:
         self.window = window
         self.chunk = chunk
         self.device = context.slot_mapping.device
-        self.keeps_exactly = self.cache.dtype == dtype
-        self.prefill_biases = {
-            row: self._prefill_bias(context.query_lengths[row], context.context_lengths[row]).to(dtype)
-            for row in range(context.num_decodes, len(context.query_lengths))
-        }
+        self.keeps_all = self.cache.dtype == dtype
+        self.dtype = dtype
+        self.prefill_biases: dict[int, torch.Tensor] = {}  # by row, those that were asked for
         self.decode_bias = self._decode_bias().to(dtype) if context.num_decodes else None
         self.sparse_decode: sparse.SparseDecode | None = None
-        if self.decode_bias is not None and self.keeps_exactly and sparse.is_supported(dtype, self.device):
+        if self.decode_bias is not None and self.keeps_all and sparse.is_supported(dtype, self.device):
             offsets = torch.arange(self.cache.block_size)
             slots = (self._decode_tables.unsqueeze(2) * self.cache.block_size + offsets).flatten(1)
             rows = self.cache.rows(slots, num_kv_heads)
@@ -79,12 +77,12 @@ class _Masks:
         start, parts = self.context.num_decodes, []
         if self.decode_bias is not None:
             parts.append(self._attend_decodes(layer, query[:start], self.decode_bias, kind))
-        for row, bias in self.prefill_biases.items():
+        for row in range(self.context.num_decodes, len(self.context.query_lengths)):
             own = slice(start, start + self.context.query_lengths[row])
             if kind.is_plain and self._sees_own_past(row):
                 parts.append(self._attend_own(query[own], key[own], value[own], kind))
             else:
-                parts.append(self._attend_prefill(layer, query[own], row, bias, kind))
+                parts.append(self._attend_prefill(layer, query[own], row, kind))
             start = own.stop
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -93,12 +91,13 @@ class _Masks:
         them."""
         length = self.context.context_lengths[row]
         reach = min(self.window or length, self.chunk or length)
-        return self.keeps_exactly and self.slopes is None and self.context.query_lengths[row] == length <= reach
+        return self.keeps_all and self.slopes is None and self.context.query_lengths[row] == length <= reach
 
     def _attend_own(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: AttentionKind
     ) -> torch.Tensor:
         """All [length, their heads, head_dim]: nothing is read from the cache, and nothing computed that is hidden."""
+        key, value = self.cache.fit(key), self.cache.fit(value)
         query, key, value = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
         return self._attend_plain(query, key, value, None, kind).squeeze(0).transpose(0, 1)
 
@@ -110,10 +109,12 @@ class _Masks:
             return self.sparse_decode.attend(layer, query, kind.scale)
         return self._attend(layer, query.unsqueeze(2), self._decode_tables, bias, kind).squeeze(2)
 
-    def _attend_prefill(
-        self, layer: int, query: torch.Tensor, row: int, bias: torch.Tensor, kind: AttentionKind
-    ) -> torch.Tensor:
+    def _attend_prefill(self, layer: int, query: torch.Tensor, row: int, kind: AttentionKind) -> torch.Tensor:
         """query [length, num_heads, key_dim] of one sequence against its own blocks."""
+        if row not in self.prefill_biases:
+            lengths = self.context.query_lengths[row], self.context.context_lengths[row]
+            self.prefill_biases[row] = self._prefill_bias(*lengths).to(self.dtype)
+        bias = self.prefill_biases[row]
         table = self.context.block_tables[row : row + 1, : bias.shape[-1] // self.cache.block_size]
         return self._attend(layer, query.transpose(0, 1).unsqueeze(0), table, bias, kind).squeeze(0).transpose(0, 1)
 

@@ -34,7 +34,7 @@ class SparseDecode:
         self.columns = rows.flatten()
         self.row_ends = torch.arange(0, len(self.columns) + 1, bias.shape[-1])
         self.bias = bias.reshape(num_pairs, -1)
-        self.scores = _csr(self.row_ends, self.columns, torch.empty(len(self.columns)), (num_pairs, num_rows))
+        self.scores = _csr(self.row_ends, self.columns, torch.empty_like(self.bias).flatten(), (num_pairs, num_rows))
 
     def attend(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
         """query [num_sequences, num_heads, key_dim] → [num_sequences, num_heads, value_dim]."""
