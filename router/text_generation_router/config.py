@@ -57,8 +57,8 @@ class RouterConfig:
     max_batch_prefill_tokens: int | None = flag(
         None,
         help="Token budget of one step: decoding sequences take one each, prompts share the rest in chunks. Too small: "
-        "long prompts take many steps. Too large: a long prompt stalls the running streams. Unset: 4096 on CUDA, "
-        "512 on CPU.",
+        "long prompts take many steps. Too large: bursts of prompts, which come two steps in a row, stall the running "
+        "streams. Unset: 4096 on CUDA, 512 on CPU.",
     )
     prefix_caching: bool = flag(
         True, help="Reuse the KV blocks of prompts and answers that begin alike. Off: every prompt is computed whole."

@@ -195,10 +195,14 @@ class Scheduler:
         return bool(streams) and len(prompts) + self._num_admissible(least - len(prompts)) >= least
 
     def _count_held(self, step: Step) -> None:
+        """With work in it by now, `step` is one that streams wait for."""
+        self._num_held = self._num_held + 1 if step.work else 0
         if step.work:
-            self._num_held, self._num_waited = self._num_held + 1, self._num_waited + 1
-        else:
-            self._num_held, self._num_waited = 0, max(0, self._num_waited - (not self._is_burst))
+            self._num_waited += 1
+        elif not self.running:
+            self._num_waited = 0
+        elif not self._is_burst:
+            self._num_waited = max(0, self._num_waited - 1)
 
     def _max_prompt_tokens(self, step: Step) -> int:
         """What prompts may add to the streams in `step`, which are not to wait long for them."""

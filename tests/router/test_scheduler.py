@@ -176,6 +176,16 @@ def test_streams_wait_for_many_prompts_two_steps_of_three():
     ]
 
 
+def test_after_an_idle_time_a_burst_comes_first_again():
+    busy = streaming(1, num_tokens=28)
+    for number in range(1, 9):
+        add(busy, number, [number] * 16, max_new_tokens=1)
+    run(busy)
+    for number in range(9, 13):
+        add(busy, number, [number] * 16, max_new_tokens=2)
+    assert [lengths(busy.schedule()) for _ in range(3)] == [(0, {9: 16}), (0, {10: 16}), (0, {11: 16})]
+
+
 def test_how_many_prompts_are_many_grows_with_the_streams():
     busy = streaming(12)
     for number in range(12, 15):
