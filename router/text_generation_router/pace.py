@@ -38,7 +38,8 @@ class Pace:
     def learn_prefill(self, num_tokens: int, beside_decodes: bool, seconds: float) -> None:
         """A step with `num_tokens` of prompts. What the sequences that decode in it take is not the prompts'. Of a few tokens
         alone it says nothing: what any step takes is most of it."""
-        if num_tokens < MIN_PREFILL_TOKENS if not beside_decodes else self._decode_seconds is None:
+        says_nothing = self._decode_seconds is None if beside_decodes else num_tokens < MIN_PREFILL_TOKENS
+        if says_nothing:
             return
         own_seconds = seconds - self._decode_seconds if beside_decodes and self._decode_seconds else seconds
         self._token_seconds = _mean(self._token_seconds, max(0.0, own_seconds) / num_tokens)
