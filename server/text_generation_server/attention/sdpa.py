@@ -1,7 +1,8 @@
 """Paged attention in plain PyTorch: right everywhere, and what CPUs run.
 
 In: queries, keys and values of a packed batch. Out: attended values. Keys and values are written to their blocks. Prompt
-chunks gather theirs one by one; decoding sequences do so in one padded call, or not at all where `sparse` can.
+chunks gather theirs one by one, unless they begin a sequence and have all they see at hand; decoding sequences do so in one
+padded call, or not at all where `sparse` can.
 """
 
 import torch
