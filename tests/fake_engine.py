@@ -6,8 +6,9 @@ In: token ids, and how the script goes wrong or waits. Out: the interface of `te
 import asyncio
 import time
 
-from text_generation_router.engine import Limits, Place
+from text_generation_router.engine import Place
 from text_generation_router.errors import GenerationFailed, RequestError
+from text_generation_router.limits import Limits
 from text_generation_router.sequence import PromptScore, Request, Sequence
 from text_generation_router.shards import Model
 from text_generation_router.stopping import StoppingCriteria

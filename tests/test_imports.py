@@ -47,6 +47,7 @@ ROUTER_ROWS = [
     {"validation", "sse"},
     {"schema"},
     {"engine"},
+    {"limits"},
     {"shards", "stream"},
     {"scheduler", "tokenizer", "stopping"},
     {"block_manager", "detokenizer", "pace"},

@@ -5,7 +5,6 @@ ahead, and carries every request over a restart of the shards. Knows nothing of 
 """
 
 import asyncio
-import dataclasses
 import itertools
 import logging
 import time
@@ -13,6 +12,7 @@ import time
 from text_generation_router.block_manager import BlockManager
 from text_generation_router.config import RouterConfig
 from text_generation_router.errors import GenerationFailed, InternalError, NotReady, Overloaded, RequestError
+from text_generation_router.limits import Limits, limits
 from text_generation_router.metrics import Metrics
 from text_generation_router.scheduler import Scheduler, Step
 from text_generation_router.sequence import Request, Sequence
@@ -28,17 +28,6 @@ RECONNECT_SECONDS = 0.2
 # Who got tokens, which, and whether they were the last ones.
 Extended = list[tuple[GenerationStream, list[SampledToken], FinishReason | None]]
 MAX_CRASHES = 3  # a request that was being computed in this many crashes is taken for their cause
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Limits:
-    """What one request may ask for, in tokens; their ids are below `vocab_size`."""
-
-    max_input_tokens: int
-    max_total_tokens: int
-    vocab_size: int
-    max_new_tokens: int | None = None  # None: what the prompt leaves
-    decoder_start_token_id: int | None = None  # set where a prompt is read and not continued
 
 
 class Place:
@@ -335,18 +324,3 @@ class Engine:
     def _fail_all(self, error: RequestError) -> None:
         for stream in self._streams.values():
             stream.fail(error)
-
-
-def limits(config: RouterConfig, model: Model) -> Limits:
-    """The flags, within what the model was made for and the KV cache can hold for one request."""
-    most = min(model.max_positions, model.num_blocks * model.block_size)
-    total = min(config.max_total_tokens or most, most)
-    if config.max_total_tokens and config.max_total_tokens > total:
-        logger.warning("max_total_tokens=%d is more than the shards hold; using %d", config.max_total_tokens, total)
-    return Limits(
-        max_input_tokens=min(config.max_input_tokens or total, total - 1),
-        max_total_tokens=total,
-        vocab_size=model.vocab_size,
-        max_new_tokens=model.max_new_tokens,
-        decoder_start_token_id=model.decoder_start_token_id,
-    )

@@ -12,8 +12,8 @@ import struct
 from collections.abc import Collection, Mapping
 
 from text_generation_router.config import RouterConfig
-from text_generation_router.engine import Limits
 from text_generation_router.errors import ValidationError
+from text_generation_router.limits import Limits
 from text_generation_router.schema.generate import GenerateParameters
 from text_generation_router.sequence import Request, SamplingParameters
 from text_generation_router.tokenizer import Tokenizer

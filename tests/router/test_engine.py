@@ -25,8 +25,9 @@ from fakes import (
     until,
 )
 from text_generation_router.config import RouterConfig
-from text_generation_router.engine import Engine, limits
+from text_generation_router.engine import Engine
 from text_generation_router.errors import GenerationFailed, NotReady, Overloaded
+from text_generation_router.limits import limits
 from text_generation_router.metrics import Metrics
 from text_generation_router.pace import MAX_ITERATIONS
 from text_generation_router.sequence import PromptScore, Request

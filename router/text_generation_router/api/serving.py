@@ -12,8 +12,9 @@ from aiohttp import web
 from text_generation_router.api.generation import Arrival, Checked, Generation
 from text_generation_router.chat_template import ChatTemplate
 from text_generation_router.config import RouterConfig
-from text_generation_router.engine import Engine, Limits
+from text_generation_router.engine import Engine
 from text_generation_router.errors import MalformedBody, NotReady, PayloadTooLarge, RequestTimeout, ValidationError
+from text_generation_router.limits import Limits
 from text_generation_router.metrics import Metrics
 from text_generation_router.schema.body import Body, decode
 from text_generation_router.shards import Model
