@@ -143,7 +143,7 @@ class AfterAttention(torch.nn.Module):
         """hidden [num_tokens, hidden_size], attended [num_tokens, num_heads, head_dim] → the next layer's hidden states."""
         hidden = hidden + self.o_proj(attended.flatten(1))
         gate, up = self.gate_up_proj(self.post_attention_layernorm(hidden)).chunk(2, dim=-1)
-        output: torch.Tensor = hidden + self.down_proj(F.silu(gate) * up)
+        output: torch.Tensor = hidden + self.down_proj(F.silu(gate).mul_(up))
         return output
 
 
