@@ -1,6 +1,6 @@
-"""Arithmetic: how many tokens a second the multiplications alone allow, which no server in float32 passes with any batch.
+"""Arithmetic: how many tokens a second the multiplications alone allow, which no server in the same type passes with any batch.
 
-In: a model folder, how many tokens its requests have. Out: tokens/s of the answers, from the speed of products of large
+In: a model folder, a type, how many tokens its requests have. Out: tokens/s of the answers, from the speed of products of large
 matrices in this run. Attention, norms and all else are left out.
 """
 
@@ -22,14 +22,16 @@ EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight")  # read, not mult
 HEAD = "lm_head.weight"
 
 
-def multiplications_per_second() -> float:
-    """In float32, each with the addition that goes with it: the fastest of what PyTorch has, and of some sizes."""
-    return max(max(_speed(size, torch.nn.functional.linear), _speed(size, None)) for size in SIZES)
+def multiplications_per_second(dtype: torch.dtype) -> float:
+    """Each with the addition that goes with it: the fastest of what PyTorch has, and of some sizes."""
+    return max(max(_speed(size, dtype, torch.nn.functional.linear), _speed(size, dtype, None)) for size in SIZES)
 
 
-def _speed(size: int, multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None) -> float:
+def _speed(
+    size: int, dtype: torch.dtype, multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
+) -> float:
     """Without `multiply`, of the server's own way for weights published in 16 bits."""
-    weight, x = torch.randn(size, size).half().float(), torch.randn(ROWS, size)
+    weight, x = torch.randn(size, size).half().to(dtype), torch.randn(ROWS, size).to(dtype)
     linear = make_linear(weight, None)
     seconds = []
     for _ in range(NUM_PRODUCTS):
@@ -39,11 +41,11 @@ def _speed(size: int, multiply: Callable[[torch.Tensor, torch.Tensor], torch.Ten
     return ROWS * size * size / median(seconds)
 
 
-def most_tokens_per_second(folder: Path, prompt_tokens: int, new_tokens: int) -> float:
+def most_tokens_per_second(folder: Path, dtype: str, prompt_tokens: int, new_tokens: int) -> float:
     """Each request's prompt goes through all layers, each token of its answer through the head too."""
     layers, head = _count_weights(folder)
     multiplications = (prompt_tokens + new_tokens - 1) * layers + new_tokens * head
-    return new_tokens * multiplications_per_second() / multiplications
+    return new_tokens * multiplications_per_second(getattr(torch, dtype)) / multiplications
 
 
 def _count_weights(folder: Path) -> tuple[int, int]:

@@ -39,12 +39,14 @@ class Contestant:
     make_server: Callable[[], ServerProcess]
 
 
-def ours(folder: Path, num_prompt_tokens: int) -> Contestant:
-    flags = ("--dtype", "float32", "--kv-cache-gib", str(KV_CACHE_GIB))
+def ours(folder: Path, dtype: str, num_prompt_tokens: int) -> Contestant:
+    flags = ("--dtype", dtype, "--kv-cache-gib", str(KV_CACHE_GIB))
     return Contestant("this server", completions_api(num_prompt_tokens, 2), lambda: ServedModel(folder, flags))
 
 
-def vllm(python: Path, preload: Sequence[Path], folder: Path, num_prompt_tokens: int, cache: Path) -> Contestant:
+def vllm(
+    python: Path, preload: Sequence[Path], folder: Path, dtype: str, num_prompt_tokens: int, cache: Path
+) -> Contestant:
     """What it compiles is kept in `cache`: empty for the first start, as on a new machine."""
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     environment = {
@@ -58,7 +60,7 @@ def vllm(python: Path, preload: Sequence[Path], folder: Path, num_prompt_tokens:
     flags = {
         "--model": folder,
         "--served-model-name": "model",
-        "--dtype": "float32",
+        "--dtype": dtype,
         "--max-model-len": MAX_MODEL_TOKENS,
         "--max-num-seqs": MAX_SEQUENCES,
     }
@@ -67,12 +69,12 @@ def vllm(python: Path, preload: Sequence[Path], folder: Path, num_prompt_tokens:
     return Contestant("vLLM", api, lambda: _listening(command, environment))
 
 
-def transformers_serve(python: Path, folder: Path, num_prompt_tokens: int) -> Contestant:
+def transformers_serve(python: Path, folder: Path, dtype: str, num_prompt_tokens: int) -> Contestant:
     flags = {
         "--device": "cpu",
-        "--dtype": "float32",
+        "--dtype": dtype,
         "--cb-block-size": BLOCK_TOKENS,
-        "--cb-num-blocks": KV_CACHE_GIB * 2**30 // (BLOCK_TOKENS * _token_bytes(folder)),
+        "--cb-num-blocks": KV_CACHE_GIB * 2**30 // (BLOCK_TOKENS * _token_bytes(folder, dtype)),
         "--cb-max-batch-tokens": MAX_BATCH_TOKENS,
     }
     program = [str(python), "-m", "transformers.cli.transformers", "serve", str(folder)]
@@ -100,10 +102,10 @@ def _words(flags: dict[str, object]) -> list[str]:
     return [str(word) for flag in flags.items() for word in flag]
 
 
-def _token_bytes(folder: Path) -> int:
+def _token_bytes(folder: Path, dtype: str) -> int:
     """What the keys and values of one token take in all layers."""
     config = AutoConfig.from_pretrained(folder)
     num_heads = config.num_attention_heads
     num_kv_heads = getattr(config, "num_key_value_heads", num_heads)
     head_size = getattr(config, "head_dim", None) or config.hidden_size // num_heads
-    return int(2 * config.num_hidden_layers * num_kv_heads * head_size * torch.float32.itemsize)
+    return int(2 * config.num_hidden_layers * num_kv_heads * head_size * getattr(torch, dtype).itemsize)

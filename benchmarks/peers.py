@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Serve the same model in float32 on this machine's processor with this server, with vLLM and with "
+        description="Serve the same model on this machine's processor with this server, with vLLM and with "
         "transformers serve, one after the other, and print Markdown tables: output tokens per second over all clients, the "
         "time to a request's first token, the time between its tokens, what this server does beside each peer, and how long "
         "each takes to start. A peer whose Python is not given is left out."
@@ -57,6 +57,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="N,N,…",
         help="default: 1,4,16,32",
     )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of all servers; default: float32")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="requests of each client; of few, more; default: 3")
     parser.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="length of each prompt; default: 128")
     parser.add_argument("--new-tokens", type=int, default=64, metavar="N", help="length of each answer; default: 64")
@@ -78,7 +79,8 @@ def compare(model: str, plan: Plan, arguments: argparse.Namespace) -> Comparison
     with tempfile.TemporaryDirectory(prefix="text-generation-peers-") as temporary:
         folder = endless_folder(model_folder(model, arguments.cache), Path(temporary) / Path(model).name)
         read_through(folder)
-        contest = Contest(model, most_tokens_per_second(folder, arguments.prompt_tokens, arguments.new_tokens), plan)
+        allowed = most_tokens_per_second(folder, arguments.dtype, arguments.prompt_tokens, arguments.new_tokens)
+        contest = Contest(model, allowed, plan)
         for contestant in _contestants(arguments, folder, Path(temporary)):
             try:
                 contest.turn(contestant, Prompts(folder, arguments.prompt_tokens, shared_prefix=False))
@@ -88,12 +90,13 @@ def compare(model: str, plan: Plan, arguments: argparse.Namespace) -> Comparison
 
 
 def _contestants(arguments: argparse.Namespace, folder: Path, cache: Path) -> list[Contestant]:
-    contestants = [peer_servers.ours(folder, arguments.prompt_tokens)]
+    dtype, prompt_tokens = arguments.dtype, arguments.prompt_tokens
+    contestants = [peer_servers.ours(folder, dtype, prompt_tokens)]
     if python := arguments.vllm_python:
-        contestants.append(peer_servers.vllm(python, arguments.vllm_preload, folder, arguments.prompt_tokens, cache))
+        contestants.append(peer_servers.vllm(python, arguments.vllm_preload, folder, dtype, prompt_tokens, cache))
     if python := arguments.transformers_python:
         if peer_servers.can_transformers_batch(folder):
-            contestants.append(peer_servers.transformers_serve(python, folder, arguments.prompt_tokens))
+            contestants.append(peer_servers.transformers_serve(python, folder, dtype, prompt_tokens))
         else:
             logger.warning("%s: transformers serve computes it wrongly with continuous batching and is left out", folder.name)
     return contestants
@@ -111,7 +114,8 @@ def main() -> None:
             print(f"{name}: {peer_servers.versions(python)}.")
     lengths = f"prompts of {arguments.prompt_tokens} tokens, all different, answers of {arguments.new_tokens}, greedy"
     for comparison in comparisons:
-        print(f"\n{comparison.name}, float32; {lengths}, at least {arguments.rounds} rounds.\n\n{model_report(comparison)}")
+        print(f"\n{comparison.name}, {arguments.dtype}; {lengths}, at least {arguments.rounds} rounds.\n")
+        print(model_report(comparison))
     if arguments.plot:
         from latency_plot import draw  # matplotlib is for those who want a picture
 
