@@ -20,9 +20,18 @@ class Weights:
     """Names are the checkpoint's, without `prefix` where it has one: transformers saves `transformer.h.0…`, the
     published BLOOM checkpoints say `h.0…`."""
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, prefix: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        prefix: str = "",
+        matrix_dtype: torch.dtype | None = None,
+    ) -> None:
+        """`matrix_dtype` None: matrices are in `dtype` as everything else."""
         self.device = device
         self.dtype = dtype
+        self.matrix_dtype = matrix_dtype or dtype
         self._sizes: list[int] = []  # of what was read, in bytes
         self._location = {
             name.removeprefix(prefix): (file, name) for file in _weight_files(folder) for name in _names_in(file)
@@ -35,9 +44,13 @@ class Weights:
         Raises:
             ModelError: no such tensor, another shape, or a file that cannot be read.
         """
-        part = self._part(name, shape, rows, columns)
-        self._sizes.append(part.nbytes)
-        return part.to(self.device, self.dtype, copy=True, memory_format=torch.contiguous_format)
+        return self._load(name, shape, rows, columns, self.dtype)
+
+    def load_matrix(
+        self, name: str, shape: tuple[int, ...], rows: slice | None = None, columns: slice | None = None
+    ) -> torch.Tensor:
+        """Like `load`, in the type that matrices are multiplied in."""
+        return self._load(name, shape, rows, columns, self.matrix_dtype)
 
     @property
     def bytes_read(self) -> int:
@@ -82,6 +95,13 @@ class Weights:
         if self._unused:
             some = ", ".join(sorted(self._unused)[:3])
             raise ModelError(f"the checkpoint has {len(self._unused)} tensors that the model does not know, such as {some}")
+
+    def _load(
+        self, name: str, shape: tuple[int, ...], rows: slice | None, columns: slice | None, dtype: torch.dtype
+    ) -> torch.Tensor:
+        part = self._part(name, shape, rows, columns)
+        self._sizes.append(part.nbytes)
+        return part.to(self.device, dtype, copy=True, memory_format=torch.contiguous_format)
 
     def _own(self, mapped: torch.Tensor) -> torch.Tensor:
         """In memory of its own, at once in our dtype where that is the wider one: some parts are wanted as they are stored."""

@@ -5,7 +5,8 @@ import mmap
 import pytest
 import torch
 
-from text_generation_server.device import PeakMemory, choose_device, choose_dtype, set_num_threads
+from text_generation_server import device
+from text_generation_server.device import PeakMemory, choose_device, choose_dtype, choose_hidden_dtype, set_num_threads
 
 CPU = torch.device("cpu")
 
@@ -19,6 +20,15 @@ def test_a_cpu_computes_in_bfloat16_only_where_it_can_in_hardware() -> None:
     with open("/proc/cpuinfo") as file:
         has_units = any(unit in file.read().split() for unit in ("avx512_bf16", "amx_bf16"))
     assert choose_dtype(None, CPU) == (torch.bfloat16 if has_units else torch.float32)
+
+
+def test_bfloat16_units_of_a_cpu_are_for_matrices_and_the_rest_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "has_bfloat16_units", lambda: True)
+    assert choose_hidden_dtype(torch.bfloat16, CPU) == torch.float32
+    assert choose_hidden_dtype(torch.float16, CPU) == torch.float16
+    assert choose_hidden_dtype(torch.bfloat16, torch.device("cuda")) == torch.bfloat16
+    monkeypatch.setattr(device, "has_bfloat16_units", lambda: False)
+    assert choose_hidden_dtype(torch.bfloat16, CPU) == torch.bfloat16
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

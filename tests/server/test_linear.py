@@ -7,14 +7,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from processors import needs_bfloat16_units
+from text_generation_server.device import has_bfloat16_units
 from text_generation_server.layers.int8_cpu import DynamicInt8Linear, Int8CpuLinear
-from text_generation_server.layers.linear import (
-    PackedLinear,
-    PlainLinear,
-    RowLinear,
-    load_column_linear,
-    make_linear,
-)
+from text_generation_server.layers.linear import PlainLinear, RowLinear, load_column_linear, make_linear
+from text_generation_server.layers.packed import PackedLinear
 from text_generation_server.layers.quantized import FourBitLinear
 from text_generation_server.parallel import Parallel
 from text_generation_server.weights import Weights
@@ -33,7 +30,8 @@ def weights(tmp_path: Path) -> Weights:
     ("dtype", "quantize", "kind"),
     [
         (torch.float32, None, PackedLinear),
-        (torch.bfloat16, None, PlainLinear),
+        (torch.bfloat16, None, PackedLinear if has_bfloat16_units() else PlainLinear),
+        (torch.float16, None, PlainLinear),
         (torch.float32, "bitsandbytes", Int8CpuLinear),
         (torch.float32, "bitsandbytes-nf4", FourBitLinear),
         (torch.float32, "bitsandbytes-fp4", FourBitLinear),
@@ -52,6 +50,17 @@ def test_a_linear_multiplies_and_adds_its_bias(kind: type, bias: torch.Tensor | 
     linear = kind(WEIGHT, bias)
     torch.testing.assert_close(linear(x), F.linear(x, WEIGHT, bias))
     assert linear.weight_bytes == WEIGHT.nbytes
+
+
+@needs_bfloat16_units
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_rows", [1, 5, 40])
+def test_a_bfloat16_matrix_multiplies_inputs_of_any_type_and_gives_them_back_in_it(num_rows: int, dtype: torch.dtype) -> None:
+    x = torch.randn(num_rows, 16).bfloat16().to(dtype)
+    output = PackedLinear(WEIGHT.bfloat16(), BIAS)(x)
+    assert output.dtype == dtype
+    expected = F.linear(x.float(), WEIGHT.bfloat16().float(), BIAS.bfloat16().float())
+    torch.testing.assert_close(output.float(), expected, rtol=2**-8, atol=1e-5)  # rounded once, at the end
 
 
 def test_ranks_outputs_of_a_column_linear_join_to_the_whole(weights: Weights) -> None:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from text_generation_server.layers.linear import PackedLinear, make_linear
+from processors import needs_bfloat16_units
+from text_generation_server.layers.linear import make_linear
 from text_generation_server.layers.quantized import FourBitLinear
 from text_generation_server.layers.rms_norm import RmsNorm
 from text_generation_server.layers.traced import traced
@@ -30,10 +31,12 @@ class Talkative(Part):
     ("weight", "quantize"),
     [
         (torch.randn(64, 64).half().float(), None),
+        (torch.randn(64, 64), None),
+        pytest.param(torch.randn(64, 64).bfloat16(), None, marks=needs_bfloat16_units),
         (torch.randn(64, 64), "bitsandbytes"),
         (torch.randn(64, 64), "int8-dynamic"),
     ],
-    ids=["float16", "bitsandbytes", "int8-dynamic"],
+    ids=["float16", "float32", "bfloat16", "bitsandbytes", "int8-dynamic"],
 )
 @torch.inference_mode()
 def test_any_number_of_rows_gives_the_same_as_the_module(weight: torch.Tensor, quantize: str | None) -> None:
@@ -50,10 +53,9 @@ def test_ranks_that_meet_inside_are_not_recorded() -> None:
     assert traced(part, 2, EXAMPLE) is part
 
 
-@pytest.mark.parametrize(("quantize", "kind"), [("bitsandbytes-nf4", FourBitLinear), (None, PackedLinear)])
-def test_what_goes_by_the_rows_or_cannot_be_written_down_is_not_recorded(quantize: str | None, kind: type) -> None:
-    part = Part(torch.randn(64, 64), quantize)
-    assert isinstance(part.linear, kind)
+def test_what_chooses_its_kernel_by_the_rows_is_not_recorded() -> None:
+    part = Part(torch.randn(64, 64), "bitsandbytes-nf4")
+    assert isinstance(part.linear, FourBitLinear)
     assert traced(part, 1, EXAMPLE) is part
 
 

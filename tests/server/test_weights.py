@@ -60,6 +60,13 @@ def test_tensors_come_in_the_dtype_asked_for(folder: Path) -> None:
     assert loaded.dtype == torch.bfloat16
 
 
+def test_matrices_come_in_a_type_of_their_own_if_one_is_given(folder: Path) -> None:
+    weights = Weights(folder, CPU, torch.float32, matrix_dtype=torch.bfloat16)
+    assert weights.load_matrix("h.matrix", (8, 6)).dtype == torch.bfloat16
+    assert weights.load("h.vector", (8,)).dtype == torch.float32
+    assert opened(folder).load_matrix("h.matrix", (8, 6)).dtype == torch.float32
+
+
 def test_names_are_the_same_with_and_without_the_prefix(folder: Path, tmp_path: Path) -> None:
     assert opened(folder, "h.").load("matrix", (8, 6)).shape == (8, 6)
     assert opened(folder, "transformer.").load("h.matrix", (8, 6)).shape == (8, 6)

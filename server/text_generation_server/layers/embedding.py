@@ -54,7 +54,7 @@ class VocabHead(torch.nn.Module):
     ) -> None:
         super().__init__()
         if tied_table is None:
-            tied_table = weights.load(name, (vocab_size, hidden_size), rows=parallel.split_padded(vocab_size))
+            tied_table = weights.load_matrix(name, (vocab_size, hidden_size), rows=parallel.split_padded(vocab_size))
         self.linear = make_linear(tied_table, None, head_storage(quantize))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:

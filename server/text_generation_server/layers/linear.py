@@ -12,14 +12,13 @@ import torch
 import torch.nn.functional as F
 
 from text_generation_server.errors import ConfigurationError
+from text_generation_server.layers import packed
 from text_generation_server.layers.int8_cpu import DynamicInt8Linear, Int8CpuLinear
 from text_generation_server.layers.narrow import NarrowLinear, narrow_exponent
+from text_generation_server.layers.packed import PackedLinear
 from text_generation_server.layers.quantized import FourBitLinear, Int8Linear
 from text_generation_server.parallel import Parallel
 from text_generation_server.weights import Weights
-
-# oneDNN orders a weight for a number of rows; an order made for 16 serves 1 to 512 nearly as well as their own.
-PACKED_FOR_ROWS = 16
 
 
 class PlainLinear(torch.nn.Module):
@@ -34,19 +33,6 @@ class PlainLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight, self.bias)
-
-
-class PackedLinear(torch.nn.Module):
-    """float32 on CPU, reordered once for oneDNN: at 4 to 32 rows twice as fast as the plain layout."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        super().__init__()
-        self.weight_bytes = weight.nbytes
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS)
-        self.bias = bias
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
 Linear = PlainLinear | PackedLinear | NarrowLinear | Int8Linear | Int8CpuLinear | FourBitLinear
@@ -66,11 +52,9 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, quantize: str |
         return Int8CpuLinear(weight, bias) if weight.device.type == "cpu" else Int8Linear(weight, bias)
     if quantize in ("bitsandbytes-nf4", "bitsandbytes-fp4"):
         return FourBitLinear(weight, bias, quantize.removeprefix("bitsandbytes-"))
-    if weight.device.type != "cpu" or weight.dtype != torch.float32:
-        return PlainLinear(weight, bias)
-    if (exponent := narrow_exponent(weight)) is not None:
+    if weight.dtype == torch.float32 and weight.device.type == "cpu" and (exponent := narrow_exponent(weight)) is not None:
         return NarrowLinear(weight, bias, exponent)
-    return PackedLinear(weight, bias) if torch.backends.mkldnn.is_available() else PlainLinear(weight, bias)
+    return PackedLinear(weight, bias) if packed.is_supported(weight) else PlainLinear(weight, bias)
 
 
 def head_storage(quantize: str | None) -> str | None:
@@ -82,7 +66,7 @@ def load_column_linear(
     weights: Weights, name: str, out_features: int, in_features: int, rows: slice, quantize: str | None
 ) -> Linear:
     """`rows` of the output: [..., in_features] → [..., rows]."""
-    weight = weights.load(f"{name}.weight", (out_features, in_features), rows=rows)
+    weight = weights.load_matrix(f"{name}.weight", (out_features, in_features), rows=rows)
     return make_linear(weight, weights.load(f"{name}.bias", (out_features,), rows=rows), quantize)
 
 
@@ -102,7 +86,7 @@ def load_stacked_linear(
     """The parts as one product, one after the other: [..., in_features] → [..., rows of all]."""
     matrices, biases = [], []
     for part in parts:
-        matrix = weights.load(f"{part.name}.weight", (part.out_features, in_features), rows=part.rows)
+        matrix = weights.load_matrix(f"{part.name}.weight", (part.out_features, in_features), rows=part.rows)
         matrices.append(part.arrange(matrix))
         if has_bias:
             biases.append(part.arrange(weights.load(f"{part.name}.bias", (part.out_features,), rows=part.rows)))
@@ -124,7 +108,7 @@ class RowLinear(torch.nn.Module):
         has_bias: bool = True,
     ) -> None:
         super().__init__()
-        weight = weights.load(f"{name}.weight", (out_features, in_features), columns=columns)
+        weight = weights.load_matrix(f"{name}.weight", (out_features, in_features), columns=columns)
         bias = weights.load(f"{name}.bias", (out_features,)) if has_bias else None
         self.linear = make_linear(weight, bias if parallel.is_first else None, quantize)
         self.parallel = parallel

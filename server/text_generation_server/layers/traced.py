@@ -11,13 +11,11 @@ from typing import Any
 
 import torch
 
-from text_generation_server.layers.linear import PackedLinear
 from text_generation_server.layers.quantized import FourBitLinear
 
 logger = logging.getLogger(__name__)
 
-# Kernels that are chosen by the number of rows, and an operation with a kind of argument that cannot be written down.
-UNRECORDED = (FourBitLinear, PackedLinear)
+UNRECORDED = (FourBitLinear,)  # its kernels are chosen by the number of rows
 REFUSALS = (RuntimeError, TypeError, ValueError, AttributeError)  # of whatever else it cannot, and of Pythons too new for it
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from text_generation_server.device import choose_hidden_dtype
 from text_generation_server.errors import ConfigurationError, ModelError
 from text_generation_server.models.contract import Model
 from text_generation_server.models.registry import Way, find_way
@@ -73,10 +74,16 @@ class ModelFolder:
         if not self.way.is_native:
             model = model_class(self.path, device, dtype, parallel, quantize)
             return model, model.bytes_read
-        weights = Weights(self.path, device, dtype, model_class.prefix)
+        hidden_dtype = self.hidden_dtype(dtype, device)
+        matrix_dtype = dtype if quantize is None else hidden_dtype  # what becomes fewer bits is rounded once
+        weights = Weights(self.path, device, hidden_dtype, model_class.prefix, matrix_dtype)
         model = model_class(self._native_config(model_class), weights, parallel, quantize)
         weights.check_all_used()
         return model, weights.bytes_read
+
+    def hidden_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+        """Of hidden states, keys and values, where matrices are `dtype`."""
+        return choose_hidden_dtype(dtype, device) if self.way.is_native else dtype
 
     def _model_class(self) -> Any:
         """Imported here, because transformers takes seconds to import, and our own models do without."""

@@ -48,8 +48,9 @@ def read_quantized(
 
 def size_in_bytes(model: Any) -> int:
     """What a step reads of it beside our own linears: everything but the rows of the embedding."""
-    own = [module for module in model.modules() if not isinstance(module, torch.nn.Embedding)]
-    tensors = [tensor for module in own for tensor in (*module._parameters.values(), *module._buffers.values())]
+    modules = [module for module in model.modules() if not hasattr(module, "weight_bytes")]
+    theirs = [module for module in modules if not isinstance(module, torch.nn.Embedding)]
+    tensors = [tensor for module in theirs for tensor in (*module._parameters.values(), *module._buffers.values())]
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
