@@ -44,15 +44,15 @@ class Int8CpuLinear(torch.nn.Module):
         self.weight_bytes = weight.numel() + scales.nbytes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.flatten(0, -2).float()
-        largest = rows.abs().amax(dim=1, keepdim=True).clamp_(min=TINY)  # the norm of that name takes ten times as long
+        rows = x.float()
+        largest = rows.abs().amax(dim=-1, keepdim=True).clamp_(min=TINY)  # the norm of that name takes ten times as long
         output = self._multiply(rows, largest)
         if self.bias is not None:
             output += self.bias
-        return output.view(*x.shape[:-1], -1).to(x.dtype)
+        return output.to(x.dtype)
 
     def _multiply(self, rows: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-        """rows [num_rows, in] and the largest entry of each → [num_rows, out]."""
+        """rows [..., in] and the largest entry of each [..., 1] → [..., out]."""
         scaled = rows * (FEWER_LEVELS / largest)
         high = scaled.round()
         digits = torch.cat([high, (scaled - high) * (2 * FEWER_LEVELS)])
