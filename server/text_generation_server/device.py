@@ -45,15 +45,15 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
 
 
 def choose_hidden_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """Of what is not a matrix, where these are `dtype`. The bfloat16 units of CPUs multiply matrices; all else is as fast in
-    float32, or faster, and loses nothing there."""
+    """Of hidden states and all else that is no matrix, where matrices are `dtype`. The bfloat16 units of CPUs multiply
+    matrices; the rest is as fast in float32, or faster, and loses nothing there."""
     return torch.float32 if device.type == "cpu" and dtype == torch.bfloat16 and has_bfloat16_units() else dtype
 
 
 @functools.cache
 def has_bfloat16_units() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware."""
-    return bool(BFLOAT16_UNITS & _cpu_flags())
+    """Whether this CPU multiplies bfloat16 in hardware, and PyTorch has oneDNN, which uses that."""
+    return torch.backends.mkldnn.is_available() and bool(BFLOAT16_UNITS & _cpu_flags())
 
 
 def set_num_threads(num_threads: int | None, world_size: int, device: torch.device) -> int:

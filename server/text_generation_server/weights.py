@@ -1,8 +1,9 @@
 """Weights: this rank's slices of a folder of safetensors.
 
 In: a model folder (one file or an index of many) and, per call, a tensor's name and which rows or columns of it.
-Out: tensors on the rank's device and in its dtype. Only the bytes asked for are read, and no mapping outlives its call,
-so that loading never holds more than the slices and one tensor beside them. Knows nothing of models or layers.
+Out: tensors on the rank's device, matrices in one dtype and all else in another or the same. Only the bytes asked for are
+read, and no mapping outlives its call, so that loading never holds more than the slices and one tensor beside them. Knows
+nothing of models or layers.
 """
 
 import json

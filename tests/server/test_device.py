@@ -1,6 +1,7 @@
 """Device, dtype and threads are chosen as asked, and memory is measured above the bare process."""
 
 import mmap
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +18,8 @@ def test_the_dtype_asked_for_is_taken(name: str) -> None:
 
 
 def test_a_cpu_computes_in_bfloat16_only_where_it_can_in_hardware() -> None:
-    with open("/proc/cpuinfo") as file:
-        has_units = any(unit in file.read().split() for unit in ("avx512_bf16", "amx_bf16"))
+    words = Path("/proc/cpuinfo").read_text().split()
+    has_units = "avx512_bf16" in words or "amx_bf16" in words
     assert choose_dtype(None, CPU) == (torch.bfloat16 if has_units else torch.float32)
 
 

@@ -52,15 +52,16 @@ def test_a_linear_multiplies_and_adds_its_bias(kind: type, bias: torch.Tensor | 
     assert linear.weight_bytes == WEIGHT.nbytes
 
 
-@needs_bfloat16_units
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("num_rows", [1, 5, 40])
-def test_a_bfloat16_matrix_multiplies_inputs_of_any_type_and_gives_them_back_in_it(num_rows: int, dtype: torch.dtype) -> None:
-    x = torch.randn(num_rows, 16).bfloat16().to(dtype)
-    output = PackedLinear(WEIGHT.bfloat16(), BIAS)(x)
-    assert output.dtype == dtype
-    expected = F.linear(x.float(), WEIGHT.bfloat16().float(), BIAS.bfloat16().float())
-    torch.testing.assert_close(output.float(), expected, rtol=2**-8, atol=1e-5)  # rounded once, at the end
+@pytest.mark.parametrize("num_rows", [0, 1, 5, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16_units)])
+def test_a_packed_matrix_multiplies_what_modules_of_other_libraries_give_it(dtype: torch.dtype, num_rows: int) -> None:
+    x = torch.randn(2, num_rows, 32)[..., ::2].to(dtype)
+    linear = PackedLinear(WEIGHT.to(dtype), BIAS)
+    expected = F.linear(x.float(), WEIGHT.to(dtype).float(), BIAS.to(dtype).float())
+    for own_x in (x, x.float()):
+        output = linear(own_x)
+        assert output.dtype == own_x.dtype
+        torch.testing.assert_close(output.float(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
 
 
 def test_ranks_outputs_of_a_column_linear_join_to_the_whole(weights: Weights) -> None:

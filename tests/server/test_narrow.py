@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from text_generation_server.layers import narrow
-from text_generation_server.layers.linear import PackedLinear, make_linear
+from text_generation_server.layers.linear import make_linear
 from text_generation_server.layers.narrow import NarrowLinear, narrow_exponent
+from text_generation_server.layers.packed import PackedLinear
 
 pytestmark = pytest.mark.skipif(not narrow.IS_SUPPORTED, reason="FBGEMM is for x86 processors only")
 

@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from random_models import save_random_model
 from runner_steps import generate, make_runner
 from text_generation_server.errors import ConfigurationError, ModelError
+from text_generation_server.layers.packed import PackedLinear
 from text_generation_server.models import ModelFolder
+from text_generation_server.models.own_quantization import size_in_bytes
 from tiny_models import save_byte_tokenizer, save_random_bloom
 
 PROMPT = [1, 5, 77, 42, 9, 60, 200, 31]
@@ -70,6 +72,12 @@ def test_they_take_the_room_of_their_bits(folders: dict[tuple[str, str], Path], 
     plain = make_runner(SAVERS["llama"](tmp_path)).model.weight_bytes
     int8, nf4 = (make_runner(folders["llama", kind]).model.weight_bytes for kind in ("int8", "nf4"))
     assert nf4 < int8 < 0.6 * plain
+
+
+def test_neither_the_embedding_nor_what_is_counted_elsewhere_counts_as_theirs() -> None:
+    ours = PackedLinear(torch.randn(16, 4), torch.randn(16))
+    theirs = torch.nn.Linear(16, 2, bias=False)
+    assert size_in_bytes(torch.nn.Sequential(torch.nn.Embedding(8, 4), ours, theirs)) == theirs.weight.nbytes
 
 
 def test_they_are_not_quantized_once_more(folders: dict[tuple[str, str], Path]) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from runner_steps import all_logits, generate, make_runner
 from text_generation_server.errors import ConfigurationError
-from text_generation_server.layers.int8_cpu import Int8CpuLinear
+from text_generation_server.layers.int8_cpu import DynamicInt8Linear, Int8CpuLinear
 from text_generation_server.layers.quantized import FourBitLinear
 
 Make = Callable[[torch.Tensor, torch.Tensor | None], torch.nn.Module]
@@ -48,12 +48,15 @@ def test_outliers_of_the_input_do_not_spoil_int8() -> None:
     assert relative_error(linear(x), F.linear(x, weight)) < 0.01
 
 
-def test_a_row_in_int8_is_the_same_in_any_company() -> None:
+@pytest.mark.parametrize("kind", [Int8CpuLinear, DynamicInt8Linear])
+def test_a_row_in_int8_is_the_same_in_any_company_and_shape(kind: type[Int8CpuLinear]) -> None:
     generator = torch.Generator().manual_seed(1)
     weight, x = torch.randn(64, 128, generator=generator), torch.randn(9, 128, generator=generator)
     x[3] *= 1000.0
-    linear = Int8CpuLinear(weight, None)
+    linear = kind(weight, torch.zeros(64))
     assert torch.equal(linear(x), torch.cat([linear(row.unsqueeze(0)) for row in x]))
+    assert torch.equal(linear(x.view(3, 3, 128)[:, ::2]), linear(x).view(3, 3, 64)[:, ::2])
+    assert linear(x[:0]).shape == (0, 64)
     assert torch.equal(linear(torch.zeros(2, 128)), torch.zeros(2, 64))
 
 
@@ -67,8 +70,11 @@ def test_without_fbgemm_one_line_says_what_int8_needs(random_bloom: Path, monkey
     ("quantize", "max_error"),
     [("bitsandbytes", 0.1), ("bitsandbytes-nf4", 0.5), ("bitsandbytes-fp4", 0.6), ("int8-dynamic", 0.1)],
 )
-def test_a_quantized_model_runs_and_stays_near_the_exact_one(random_bloom: Path, quantize: str, max_error: float) -> None:
-    exact, quantized = make_runner(random_bloom), make_runner(random_bloom, quantize=quantize)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_quantized_model_runs_and_stays_near_the_exact_one(
+    random_bloom: Path, dtype: str, quantize: str, max_error: float
+) -> None:
+    exact, quantized = make_runner(random_bloom), make_runner(random_bloom, quantize=quantize, dtype=dtype)
     prompt = list(range(30, 50))
     assert relative_error(all_logits(quantized, prompt), all_logits(exact, prompt)) < max_error
     assert len(generate(quantized, prompt, 3)[0]) == 3

@@ -6,7 +6,7 @@ In: the checkpoint's [vocab_size, hidden_size] table. Out: modules that hold thi
 import torch
 import torch.nn.functional as F
 
-from text_generation_server.layers.linear import head_storage, make_linear
+from text_generation_server.layers.linear import head_storage, load_matrix, make_linear
 from text_generation_server.parallel import Parallel
 from text_generation_server.weights import Weights
 
@@ -53,9 +53,11 @@ class VocabHead(torch.nn.Module):
         quantize: str | None = None,
     ) -> None:
         super().__init__()
+        storage = head_storage(quantize)
         if tied_table is None:
-            tied_table = weights.load_matrix(name, (vocab_size, hidden_size), rows=parallel.split_padded(vocab_size))
-        self.linear = make_linear(tied_table, None, head_storage(quantize))
+            rows = parallel.split_padded(vocab_size)
+            tied_table = load_matrix(weights, name, (vocab_size, hidden_size), storage, rows=rows)
+        self.linear = make_linear(tied_table, None, storage)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.linear(hidden).float()

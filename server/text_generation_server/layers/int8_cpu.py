@@ -45,7 +45,7 @@ class Int8CpuLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.float()
-        largest = rows.abs().amax(dim=-1, keepdim=True).clamp_(min=TINY)  # the norm of that name takes ten times as long
+        largest = rows.abs().amax(dim=-1, keepdim=True).clamp_(min=TINY)  # vector_norm takes ten times as long
         output = self._multiply(rows, largest)
         if self.bias is not None:
             output += self.bias

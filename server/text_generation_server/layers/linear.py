@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from text_generation_server.errors import ConfigurationError
-from text_generation_server.layers import packed
 from text_generation_server.layers.int8_cpu import DynamicInt8Linear, Int8CpuLinear
 from text_generation_server.layers.narrow import NarrowLinear, narrow_exponent
-from text_generation_server.layers.packed import PackedLinear
+from text_generation_server.layers.packed import PackedLinear, can_be_packed
 from text_generation_server.layers.quantized import FourBitLinear, Int8Linear
 from text_generation_server.parallel import Parallel
 from text_generation_server.weights import Weights
@@ -54,7 +53,7 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, quantize: str |
         return FourBitLinear(weight, bias, quantize.removeprefix("bitsandbytes-"))
     if weight.dtype == torch.float32 and weight.device.type == "cpu" and (exponent := narrow_exponent(weight)) is not None:
         return NarrowLinear(weight, bias, exponent)
-    return PackedLinear(weight, bias) if packed.is_supported(weight) else PlainLinear(weight, bias)
+    return PackedLinear(weight, bias) if can_be_packed(weight) else PlainLinear(weight, bias)
 
 
 def head_storage(quantize: str | None) -> str | None:
@@ -62,11 +61,24 @@ def head_storage(quantize: str | None) -> str | None:
     return quantize if quantize == "int8-dynamic" else None
 
 
+def load_matrix(
+    weights: Weights,
+    name: str,
+    shape: tuple[int, int],
+    quantize: str | None,
+    rows: slice | None = None,
+    columns: slice | None = None,
+) -> torch.Tensor:
+    """In the type that it is multiplied in; what is to become fewer bits is not rounded before."""
+    load = weights.load if quantize else weights.load_matrix
+    return load(name, shape, rows, columns)
+
+
 def load_column_linear(
     weights: Weights, name: str, out_features: int, in_features: int, rows: slice, quantize: str | None
 ) -> Linear:
     """`rows` of the output: [..., in_features] → [..., rows]."""
-    weight = weights.load_matrix(f"{name}.weight", (out_features, in_features), rows=rows)
+    weight = load_matrix(weights, f"{name}.weight", (out_features, in_features), quantize, rows=rows)
     return make_linear(weight, weights.load(f"{name}.bias", (out_features,), rows=rows), quantize)
 
 
@@ -86,7 +98,8 @@ def load_stacked_linear(
     """The parts as one product, one after the other: [..., in_features] → [..., rows of all]."""
     matrices, biases = [], []
     for part in parts:
-        matrix = weights.load_matrix(f"{part.name}.weight", (part.out_features, in_features), rows=part.rows)
+        shape = (part.out_features, in_features)
+        matrix = load_matrix(weights, f"{part.name}.weight", shape, quantize, rows=part.rows)
         matrices.append(part.arrange(matrix))
         if has_bias:
             biases.append(part.arrange(weights.load(f"{part.name}.bias", (part.out_features,), rows=part.rows)))
@@ -108,7 +121,7 @@ class RowLinear(torch.nn.Module):
         has_bias: bool = True,
     ) -> None:
         super().__init__()
-        weight = weights.load_matrix(f"{name}.weight", (out_features, in_features), columns=columns)
+        weight = load_matrix(weights, f"{name}.weight", (out_features, in_features), quantize, columns=columns)
         bias = weights.load(f"{name}.bias", (out_features,)) if has_bias else None
         self.linear = make_linear(weight, bias if parallel.is_first else None, quantize)
         self.parallel = parallel

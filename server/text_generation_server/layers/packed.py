@@ -23,7 +23,7 @@ graph(%x : Tensor, %weight : Tensor, %bias : Tensor?):
 """
 
 
-def is_supported(weight: torch.Tensor) -> bool:
+def can_be_packed(weight: torch.Tensor) -> bool:
     """Whether oneDNN is there and the processor multiplies the weight's type itself."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
@@ -31,8 +31,8 @@ def is_supported(weight: torch.Tensor) -> bool:
 
 
 class PackedLinear(torch.nn.Module):
-    """weight [out, in], bias [out]: [..., in] → [..., out] in the input's type; the product is in the weight's, and adds up
-    in float32."""
+    """weight [out, in], bias [out]: [..., in] → [..., out] in the input's type. What is multiplied, and what comes of it, is
+    rounded to the weight's type; the sums between are float32."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()

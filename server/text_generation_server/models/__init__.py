@@ -74,9 +74,7 @@ class ModelFolder:
         if not self.way.is_native:
             model = model_class(self.path, device, dtype, parallel, quantize)
             return model, model.bytes_read
-        hidden_dtype = self.hidden_dtype(dtype, device)
-        matrix_dtype = dtype if quantize is None else hidden_dtype  # what becomes fewer bits is rounded once
-        weights = Weights(self.path, device, hidden_dtype, model_class.prefix, matrix_dtype)
+        weights = Weights(self.path, device, self.hidden_dtype(dtype, device), model_class.prefix, matrix_dtype=dtype)
         model = model_class(self._native_config(model_class), weights, parallel, quantize)
         weights.check_all_used()
         return model, weights.bytes_read
