@@ -71,8 +71,8 @@ class RouterConfig:
     speculate: int = flag(
         0,
         help="Tokens that shards may guess for a sequence at each step, from where its text said the same before, and check in "
-        "one forward. Answers stay the same. Texts that repeat themselves come faster; with many sequences at once wrong "
-        "guesses cost time. 0: none.",
+        "one forward. Answers stay the same, but for near ties that 16-bit arithmetic rounds otherwise. Texts that repeat "
+        "themselves come faster; with many sequences at once wrong guesses cost time. 0: none.",
     )
     max_best_of: int = flag(
         2, help="Most answers that `best_of` may choose from. Each is computed whole. 1: `best_of` is not allowed."
