@@ -34,16 +34,17 @@ class PackedLinear(torch.nn.Module):
     """weight [out, in], bias [out]: [..., in] → [..., out] in the input's type. What is multiplied, and what comes of it, is
     rounded to the weight's type; the sums between are float32."""
 
+    packed: torch.Tensor
+
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
         self.weight_bytes = weight.nbytes
-        self.dtype = weight.dtype
         self.register_buffer("packed", torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS))
         self.register_buffer("bias", None if bias is None else bias.to(weight.dtype))
         self._multiply = _make_multiply()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self._multiply(x.to(self.dtype), self.packed, self.bias)
+        output: torch.Tensor = self._multiply(x.to(self.packed.dtype), self.packed, self.bias)
         return output.to(x.dtype)
 
 
