@@ -21,6 +21,7 @@ class DecodeLoop:
         self.runner = runner
         self.token_ids = [list(prompt) for prompt in prompts]
         self._max_new_tokens = max_new_tokens
+        self.result = StepResult()  # of the latest step
         self._step_id = 0
         self._num_blocks = 0
         runner.reset()
@@ -68,8 +69,8 @@ class DecodeLoop:
     def _execute(self, step: Step) -> None:
         step.id = self._step_id
         self._step_id += 1
-        result: StepResult = self.runner.execute(step)
-        if result.error:
-            raise RuntimeError(f"a step failed: {result.error}")
-        for token in result.tokens:
+        self.result = self.runner.execute(step)
+        if self.result.error:
+            raise RuntimeError(f"a step failed: {self.result.error}")
+        for token in self.result.tokens:
             self.token_ids[token.sequence_id].append(token.token_id)

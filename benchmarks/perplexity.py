@@ -44,6 +44,6 @@ def _losses(runner: Runner, window: Sequence[int]) -> torch.Tensor:
     step.add.add(id=0, token_ids=window)
     blocks = range(-(-len(window) // runner.block_size))
     step.work.add(sequence_id=0, start=0, length=len(window), block_ids=blocks)
-    batch = Batch.of(runner.sequences.apply(step), runner.block_size, runner.device)
+    batch = Batch.of(runner.sequences.apply(step), runner.block_tables)
     logits = runner.model.logits(runner.model.forward(batch.token_ids, batch.context, runner.attention))
     return F.cross_entropy(logits[:-1], batch.token_ids[1:], reduction="none").cpu()

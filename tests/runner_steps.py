@@ -87,7 +87,7 @@ def score_prompt(
 def all_logits(runner: Runner, token_ids: list[int]) -> torch.Tensor:
     """[num_tokens, vocab_size_local]: what this rank says after each token of one sequence."""
     works = runner.sequences.apply(make_step(add={0: token_ids}, work=[(0, 0, len(token_ids))]))
-    batch = Batch.of(works, runner.block_size, runner.device)
+    batch = Batch.of(works, runner.block_tables)
     logits = runner.model.logits(runner.model.forward(batch.token_ids, batch.context, runner.attention))
     runner.reset()
     return logits

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from text_generation_server.attention.context import ForwardContext
+from text_generation_server.block_tables import BlockTables
 from text_generation_server.sequences import Chunk, SequenceState
 
 
@@ -46,56 +47,69 @@ class Batch:
         return self.context.num_decodes == len(self.chunks) == len(self.sampled) and not self.prompts
 
     @classmethod
-    def of(cls, chunks: list[Chunk], block_size: int, device: torch.device) -> "Batch":
+    def of(cls, chunks: list[Chunk], block_tables: BlockTables) -> "Batch":
         decodes = [chunk for chunk in chunks if chunk.length == 1]
-        ordered = decodes + [chunk for chunk in chunks if chunk.length > 1]
-        token_ids: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        sampled_rows: list[int] = []
-        prompts: list[PromptRows] = []
-        for chunk in ordered:
-            if chunk.sequence.prompt_logprobs:
-                prompts.append(PromptRows.of(chunk, len(token_ids)))
-            token_ids += chunk.token_ids
-            positions += range(chunk.start, chunk.end)
-            slots += _slots(chunk.sequence.block_table, chunk.start, chunk.length, block_size)
-            if chunk.sample:
-                sampled_rows += range(len(token_ids) - len(chunk.guesses) - 1, len(token_ids))
-        tables = _padded([chunk.sequence.block_table for chunk in ordered])
-        packed = _to_device([token_ids, positions, slots, sampled_rows, tables], device)
-        packed_token_ids, packed_positions, slot_mapping, packed_rows, block_tables = packed
+        rows = _Rows(block_tables)
+        rows.add_decodes(decodes)
+        ordered = decodes
+        if len(decodes) < len(chunks):
+            ordered = decodes + [chunk for chunk in chunks if chunk.length > 1]
+            for chunk in ordered[len(decodes) :]:
+                rows.add(chunk)
+        sequences = [chunk.sequence for chunk in ordered]
+        places = [sequence.row for sequence in sequences]
+        lists = [rows.token_ids, rows.positions, rows.slots, rows.sampled_rows, places, *block_tables.news(sequences)]
+        token_ids, positions, slots, sampled_rows, *tables = _to_device(lists, block_tables.device)
         context = ForwardContext(
-            positions=packed_positions,
-            slot_mapping=slot_mapping,
-            block_tables=block_tables.view(len(ordered), -1),
+            positions=positions,
+            slot_mapping=slots,
+            block_tables=block_tables.of(sequences, *tables),
             query_lengths=[chunk.length for chunk in ordered],
-            context_lengths=[chunk.end for chunk in ordered],
+            context_lengths=[chunk.start + chunk.length for chunk in ordered],
             num_decodes=len(decodes),
-            sequence_ids=[chunk.sequence.id for chunk in ordered],
-            prompt_lengths=[chunk.sequence.num_prompt_tokens for chunk in ordered],
+            sequence_ids=[sequence.id for sequence in sequences],
+            prompt_lengths=[sequence.num_prompt_tokens for sequence in sequences],
         )
         return cls(
-            token_ids=packed_token_ids,
+            token_ids=token_ids,
             context=context,
-            sampled_rows=packed_rows,
-            sampled=[sequence for chunk in ordered if chunk.sample for sequence in chunk.sampled],
-            prompts=[prompt for prompt in prompts if prompt.rows],
+            sampled_rows=sampled_rows,
+            sampled=rows.sampled,
+            prompts=[prompt for prompt in rows.prompts if prompt.rows],
             chunks=ordered,
         )
 
 
-def _slots(block_table: list[int], start: int, length: int, block_size: int) -> list[int]:
-    return [
-        block_table[position // block_size] * block_size + position % block_size
-        for position in range(start, start + length)
-    ]
+class _Rows:
+    """The packed batch's rows as lists."""
 
+    def __init__(self, block_tables: BlockTables) -> None:
+        self.block_tables = block_tables
+        self.token_ids: list[int] = []
+        self.positions: list[int] = []
+        self.slots: list[int] = []
+        self.sampled_rows: list[int] = []
+        self.sampled: list[SequenceState] = []
+        self.prompts: list[PromptRows] = []
 
-def _padded(block_tables: list[list[int]]) -> list[int]:
-    """One after the other, all as long as the longest. Block 0 stands where a sequence has none; its length masks it."""
-    width = max(map(len, block_tables), default=0)
-    return list(itertools.chain.from_iterable(table + [0] * (width - len(table)) for table in block_tables))
+    def add_decodes(self, chunks: list[Chunk]) -> None:
+        """The first ones, of one position each: as `add`, in a quarter of the time, which a GPU waits for."""
+        self.token_ids = [chunk.sequence.token_ids[chunk.start] for chunk in chunks]
+        self.positions = [chunk.start for chunk in chunks]
+        self.slots = self.block_tables.slots_of_decodes(chunks)
+        self.sampled_rows = [row for row, chunk in enumerate(chunks) if chunk.sample]
+        self.sampled = [chunk.sequence for chunk in chunks if chunk.sample]
+        self.prompts = [PromptRows.of(chunk, row) for row, chunk in enumerate(chunks) if chunk.sequence.prompt_logprobs]
+
+    def add(self, chunk: Chunk) -> None:
+        if chunk.sequence.prompt_logprobs:
+            self.prompts.append(PromptRows.of(chunk, len(self.token_ids)))
+        self.token_ids += chunk.token_ids
+        self.positions += range(chunk.start, chunk.end)
+        self.slots += self.block_tables.slots(chunk)
+        if chunk.sample:
+            self.sampled_rows += range(len(self.token_ids) - len(chunk.guesses) - 1, len(self.token_ids))
+            self.sampled += chunk.sampled
 
 
 def _to_device(lists: Sequence[list[int]], device: torch.device) -> list[torch.Tensor]:
@@ -103,5 +117,5 @@ def _to_device(lists: Sequence[list[int]], device: torch.device) -> list[torch.T
     not."""
     padded = [numbers + [0] * (len(numbers) % 2) for numbers in lists]
     packed = torch.tensor(list(itertools.chain.from_iterable(padded)), dtype=torch.long, device=device)
-    parts = packed.split([len(numbers) for numbers in padded])
-    return [part[: len(numbers)] for part, numbers in zip(parts, lists, strict=True)]
+    sizes = itertools.chain.from_iterable((len(numbers), len(numbers) % 2) for numbers in lists)
+    return list(packed.split_with_sizes(list(sizes))[::2])

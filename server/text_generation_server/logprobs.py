@@ -41,7 +41,7 @@ class Logprobs:
         is_elsewhere = (local_ids < 0) | (local_ids >= logits.shape[1])
         scores = logits.gather(1, local_ids.masked_fill(is_elsewhere, 0).unsqueeze(1)).squeeze(1)
         scores = scores.masked_fill(is_elsewhere, -torch.inf)
-        local = torch.stack([scores, torch.logsumexp(logits, dim=1)]).double()
+        local = torch.stack([scores, log_sum(logits)]).double()
         scores, totals = self.parallel.all_gather(local).unbind(1)  # [world_size, num_rows] each
         total = torch.logsumexp(totals, dim=0)
         top_ids, top_scores = self._top(logits, num_top)
@@ -80,6 +80,12 @@ class Logprobs:
         keys = torch.cat(self.parallel.all_gather(keys).unbind(0), dim=1).topk(num_top).values
         ids = -keys & ID_MASK
         return ids, _from_ordered((keys + ids) >> ID_BITS).double()
+
+
+def log_sum(logits: torch.Tensor) -> torch.Tensor:
+    """[num_rows, n] → the log of each row's sum of exponentials. PyTorch's softmax goes over a row once where its logsumexp
+    makes several operations of it, which take twice as long on a CPU."""
+    return logits.amax(dim=1) - logits.log_softmax(dim=1).amax(dim=1)
 
 
 def _sort_keys(logits: torch.Tensor, first_id: int) -> torch.Tensor:

@@ -3,7 +3,6 @@
 In: Step messages. Out: StepResults. Owns the device: every method after construction runs on the one device thread.
 """
 
-import itertools
 import logging
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from text_generation_proto.shard_pb2 import PromptLogprobs, Step, StepResult, Timings
 from text_generation_server import device as devices
 from text_generation_server.batch import Batch, PromptRows
+from text_generation_server.block_tables import BlockTables
 from text_generation_server.config import ShardConfig
 from text_generation_server.decode_graphs import CudaRecorder, DecodeGraphs
 from text_generation_server.errors import ConfigurationError, ShardLost, StepError
@@ -63,6 +63,7 @@ class Runner:
         self.sampler = Sampler(self.model.config.vocab_size, parallel, watermark, self.model.decoding)
         self.graphs: DecodeGraphs | None = None
         self.block_size = self._block_size(config.block_size)
+        self.block_tables = BlockTables(self.block_size, device)
         num_blocks = parallel.minimum(self._num_blocks(config))
         self.cache = self._make_cache(num_blocks)
         self.attention = self.model.make_attention(self.cache)
@@ -142,12 +143,12 @@ class Runner:
         result = StepResult(id=step.id)
         self.model.forget(step.drop)
         chunks = self.sequences.apply(step)
-        for _ in range(max(1, step.num_iterations)):
-            if not chunks:
-                break
+        for iteration in range(max(1, step.num_iterations)):
+            if iteration:
+                chunks = [chunk.sequence.decode() for chunk in chunks]
             self._guess(chunks, step.num_speculative)
-            self._iterate(chunks, result)
-            chunks = [chunk.sequence.decode() for chunk in chunks if chunk.sample]
+            if chunks:
+                self._iterate(chunks, result)
         return result
 
     def _guess(self, chunks: list[Chunk], num_tokens: int) -> None:
@@ -162,7 +163,7 @@ class Runner:
 
     def _iterate(self, chunks: list[Chunk], result: StepResult) -> None:
         """One forward, and the choice of its tokens."""
-        batch = Batch.of(chunks, self.block_size, self.device)
+        batch = Batch.of(chunks, self.block_tables)
         laps = devices.Laps(self.device)
         sampled = self._play(batch, laps) or self._compute(batch, laps, result)
         for chunk in batch.chunks:
@@ -193,20 +194,21 @@ class Runner:
 
     def _append(self, result: StepResult, chunks: list[Chunk], sampled: Sampled) -> None:
         """Of a chunk with guesses, the tokens up to the first one that was guessed wrong, and that one's right one."""
-        rows = zip(*sampled, strict=True)
+        first_row = 0
         for chunk in chunks:
             if not chunk.sample:
                 continue
-            own_rows = list(itertools.islice(rows, len(chunk.guesses) + 1))
-            num_right = chunk.accept([token_id for token_id, *_ in own_rows])
-            for token_id, logprob, top_ids, top_logprobs in own_rows[: num_right + 1]:
-                result.tokens.add(
-                    sequence_id=chunk.sequence.id,
-                    token_id=token_id,
-                    logprob=logprob,
-                    top_token_ids=top_ids,
-                    top_logprobs=top_logprobs,
-                )
+            end_row = first_row + len(chunk.guesses) + 1
+            num_right = chunk.accept(sampled.token_ids[first_row:end_row])
+            for row in range(first_row, first_row + num_right + 1):
+                token = result.tokens.add()
+                token.sequence_id = chunk.sequence.id
+                token.token_id = sampled.token_ids[row]
+                token.logprob = sampled.logprobs[row]
+                if sampled.top_ids[row]:
+                    token.top_token_ids.extend(sampled.top_ids[row])
+                    token.top_logprobs.extend(sampled.top_logprobs[row])
+            first_row = end_row
 
     @torch.inference_mode()
     def _record_graphs(self, config: ShardConfig) -> DecodeGraphs | None:

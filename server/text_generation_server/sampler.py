@@ -13,7 +13,7 @@ import torch
 from text_generation_server.decoding import Decoding
 from text_generation_server.filters import filter_logits
 from text_generation_server.logits import Penalties, Rules, Watermark
-from text_generation_server.logprobs import Logprobs
+from text_generation_server.logprobs import Logprobs, log_sum
 from text_generation_server.parallel import Parallel
 from text_generation_server.sequences import SequenceState
 
@@ -148,12 +148,6 @@ def largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     value, block = blocks.amax(dim=2).max(dim=1)
     rows = torch.arange(len(logits))
     return value, block * BLOCK + blocks[rows, block].argmax(dim=1)
-
-
-def log_sum(logits: torch.Tensor) -> torch.Tensor:
-    """[num_rows, n] → the log of each row's sum of exponentials."""
-    parts = logits.split(ROWS_AT_ONCE) if logits.device.type == "cpu" else [logits]
-    return torch.cat([torch.logsumexp(rows, dim=1) for rows in parts])
 
 
 def uniform(seed: int, position: int) -> float:

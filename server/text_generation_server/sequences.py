@@ -4,6 +4,7 @@ In: Step messages. Out: chunks. What reads messages elsewhere (`runner`, `genera
 """
 
 import dataclasses
+import heapq
 
 from text_generation_proto.shard_pb2 import NewSequence, Step, Work
 from text_generation_server.decoding import Decoding
@@ -24,7 +25,9 @@ class SequenceState:
     prompt_logprobs: bool = False
     max_new_tokens: int = 0  # 0: unknown
     start_token_id: int | None = None  # what a decoder begins with where the prompt is not its own
+    row: int = 0  # among all sequences that are known at the same time
     block_table: list[int] = dataclasses.field(default_factory=list)
+    num_copied_blocks: int = 0  # of the block table, that the device has
     num_computed: int | None = None  # positions whose keys and values are there; None before the first work
     num_added_tokens: int = 0  # that it came with: the prompt, and after a preemption what it had generated
     lookup: PromptLookup | None = None  # made when first asked for guesses
@@ -74,19 +77,26 @@ class SequenceState:
         if self.num_prompt_tokens > len(self.token_ids):
             raise StepError(f"sequence {self.id}: its {len(self.token_ids)} tokens have no prompt of {self.num_prompt_tokens}")
 
-    def check(self, start: int, work: Work, num_iterations: int, block_size: int, num_blocks: int) -> None:
-        """
+    def take(self, work: Work, num_iterations: int, block_size: int, num_blocks: int) -> "Chunk":
+        """The work's blocks, and its positions. A GPU waits for this: what is read of a message is read once.
+
         Raises:
             StepError: the work reaches past the sequence's tokens or blocks, or names a block that does not exist.
         """
-        end = start + work.length
-        if not 0 < work.length <= end <= len(self.token_ids):
+        start, length, new_blocks = work.start, work.length, work.block_ids
+        if new_blocks:
+            self.block_table += new_blocks
+            if max(new_blocks) >= num_blocks:
+                raise StepError(f"sequence {self.id}: there are only {num_blocks} blocks")
+        if self.num_computed is not None:
+            start = min(start, self.num_computed)
+        end = start + length
+        if not 0 < length <= end <= len(self.token_ids):
             raise StepError(f"sequence {self.id}: cannot compute [{start}, {end}) of {len(self.token_ids)} tokens")
         last = end - 1 + max(0, num_iterations - 1)
         if last >= len(self.block_table) * block_size:
             raise StepError(f"sequence {self.id}: position {last} is past its {len(self.block_table)} blocks")
-        if any(block >= num_blocks for block in work.block_ids):
-            raise StepError(f"sequence {self.id}: there are only {num_blocks} blocks")
+        return Chunk(self, start, length, work.sample)
 
     def guess(self, num_tokens: int, block_size: int) -> list[int]:
         """At most so many tokens that may come next, no more than there is room and wish for."""
@@ -165,6 +175,7 @@ class Sequences:
         self.decoding = decoding
         self._states: dict[int, SequenceState] = {}
         self._failed: set[int] = set()
+        self._free_rows: list[int] = []  # a heap: rows stay few
 
     @property
     def ids(self) -> list[int]:
@@ -178,36 +189,45 @@ class Sequences:
             StepError: the step contradicts what was said before.
         """
         for sequence_id in step.drop:
-            self._states.pop(sequence_id, None)
-            self._failed.discard(sequence_id)
+            self._drop(sequence_id)
         for message in step.add:
-            if message.id in self._states:
-                raise StepError(f"sequence {message.id} is added twice")
-            state = SequenceState.from_proto(message, self.decoding)
-            state.check_new(self.vocab_size)
-            self._states[message.id] = state
-        if sum(work.length for work in step.work) > self.max_batch_tokens:
-            raise StepError(f"a step may compute at most {self.max_batch_tokens} tokens")
-        if len({work.sequence_id for work in step.work}) < len(step.work):
+            self._add(message)
+        num_iterations, works = step.num_iterations, [(work.sequence_id, work) for work in step.work]
+        if len(dict(works)) < len(works):
             raise StepError("a step may compute each sequence once")
-        if step.num_iterations > 1 and not all(work.sample and work.length == 1 for work in step.work):
+        chunks = [self._take(number, work, num_iterations) for number, work in works if number not in self._failed]
+        if sum([chunk.length for chunk in chunks]) > self.max_batch_tokens:
+            raise StepError(f"a step may compute at most {self.max_batch_tokens} tokens")
+        if num_iterations > 1 and not all(chunk.sample and chunk.length == 1 for chunk in chunks):
             raise StepError("a step of several iterations may only decode")
-        if step.num_iterations > 1 and step.num_speculative:
+        if num_iterations > 1 and step.num_speculative:
             raise StepError("a step of several iterations has no guesses")
-        return [self._take(work, step.num_iterations) for work in step.work if work.sequence_id not in self._failed]
+        return chunks
 
     def fail(self, step: Step) -> None:
         self._failed.update(work.sequence_id for work in step.work)
 
     def clear(self) -> None:
-        self._states.clear()
+        for sequence_id in self.ids:
+            self._drop(sequence_id)
         self._failed.clear()
 
-    def _take(self, work: Work, num_iterations: int) -> Chunk:
-        state = self._states.get(work.sequence_id)
+    def _add(self, message: NewSequence) -> None:
+        if message.id in self._states:
+            raise StepError(f"sequence {message.id} is added twice")
+        state = SequenceState.from_proto(message, self.decoding)
+        state.check_new(self.vocab_size)
+        state.row = heapq.heappop(self._free_rows) if self._free_rows else len(self._states)
+        self._states[message.id] = state
+
+    def _drop(self, sequence_id: int) -> None:
+        state = self._states.pop(sequence_id, None)
+        self._failed.discard(sequence_id)
+        if state is not None:
+            heapq.heappush(self._free_rows, state.row)
+
+    def _take(self, sequence_id: int, work: Work, num_iterations: int) -> Chunk:
+        state = self._states.get(sequence_id)
         if state is None:
-            raise StepError(f"sequence {work.sequence_id} was never added")
-        state.block_table += work.block_ids
-        start = work.start if state.num_computed is None else min(work.start, state.num_computed)
-        state.check(start, work, num_iterations, self.block_size, self.num_blocks)
-        return Chunk(state, start, work.length, work.sample)
+            raise StepError(f"sequence {sequence_id} was never added")
+        return state.take(work, num_iterations, self.block_size, self.num_blocks)

@@ -8,6 +8,7 @@ import torch
 
 from text_generation_proto.shard_pb2 import SamplingParameters, Step
 from text_generation_server.batch import Batch
+from text_generation_server.block_tables import BlockTables
 from text_generation_server.errors import StepError
 from text_generation_server.sampling import Sampling
 from text_generation_server.sequences import Sequences
@@ -40,7 +41,6 @@ def one_work(**fields: object) -> Step:
         (one_work(length=0), r"sequence 1: cannot compute \[4, 4\) of 5 tokens"),
         (one_work(start=9), r"sequence 1: cannot compute \[9, 10\) of 5 tokens"),
         (one_work(block_ids=[10]), "sequence 1: there are only 10 blocks"),
-        (one_work(length=9), "a step may compute at most 8 tokens"),
         (Step(drop=[1], work=one_work().work), "sequence 1 was never added"),
     ],
 )
@@ -54,6 +54,14 @@ def test_work_past_the_sequences_blocks_is_refused(sequences: Sequences) -> None
     step.add.add(id=2, token_ids=[1] * 6)
     step.work.add(sequence_id=2, start=0, length=5, block_ids=[7])
     with pytest.raises(StepError, match="sequence 2: position 4 is past its 1 blocks"):
+        sequences.apply(step)
+
+
+def test_a_step_of_more_tokens_than_the_budget_is_refused(sequences: Sequences) -> None:
+    step = one_work()
+    step.add.add(id=2, token_ids=[1] * 8)
+    step.work.add(sequence_id=2, start=0, length=8, block_ids=[7, 8])
+    with pytest.raises(StepError, match="a step may compute at most 8 tokens"):
         sequences.apply(step)
 
 
@@ -99,7 +107,7 @@ def test_prompt_rows_are_those_before_a_token_of_the_prompt(sequences: Sequences
         if start == 0:
             step.add.add(id=2, token_ids=range(20, 26), num_prompt_tokens=5, prompt_logprobs=True)
         step.work.add(sequence_id=2, start=start, length=length, block_ids=[5, 6] if start == 0 else ())
-        batch = Batch.of(sequences.apply(step), 4, CPU)
+        batch = Batch.of(sequences.apply(step), BlockTables(4, CPU))
         found += [(list(prompt.positions), list(prompt.rows), prompt.target_ids) for prompt in batch.prompts]
     assert found == [([1, 2], [4, 5], [21, 22]), ([3, 4], [4, 5], [23, 24])]
 
@@ -144,7 +152,7 @@ def test_sequences_of_one_token_come_first_and_rows_to_sample_are_named(sequence
     step.add.add(id=2, token_ids=[21, 22, 23])
     step.work.add(sequence_id=2, start=1, length=2, block_ids=[6], sample=True)
     step.work.add(sequence_id=1, start=4, length=1, sample=True)
-    batch = Batch.of(sequences.apply(step), 4, CPU)
+    batch = Batch.of(sequences.apply(step), BlockTables(4, CPU))
     assert batch.token_ids.tolist() == [15, 22, 23]
     assert batch.context.slot_mapping.tolist() == [0, 6 * 4 + 1, 6 * 4 + 2]
     assert batch.context.block_tables.tolist() == [[3, 0], [6, 0]]
@@ -156,7 +164,7 @@ def test_sequences_of_one_token_come_first_and_rows_to_sample_are_named(sequence
 
 
 def test_chunks_in_the_middle_of_a_prompt_are_not_sampled(sequences: Sequences) -> None:
-    batch = Batch.of(sequences.apply(one_work()), 4, CPU)
+    batch = Batch.of(sequences.apply(one_work()), BlockTables(4, CPU))
     assert batch.sampled == []
     assert batch.sampled_rows.shape == (0,)
 
