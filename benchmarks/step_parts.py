@@ -27,11 +27,11 @@ CONTEXT_TOKENS = 128
 NUM_STEPS, NUM_PROFILED = 40, 10
 # An operation belongs to the first part that names it or an operation that called it.
 PARTS = {
-    "matrices": ("linear_dynamic_fp16", "linear_pointwise", "linear_dynamic", "linear", "addmm", "mm"),
+    "matrices": ("linear_dynamic_fp16", "_linear_pointwise", "linear_dynamic", "linear", "addmm", "mm"),
     "attention": ("sampled_addmm", "embedding_bag", "_softmax", "scaled_dot_product", "index_select"),
     "keys and values written": ("index_copy_",),
     "norms": ("layer_norm", "linalg_vector_norm", "hypot", "rms_norm"),
-    "logits to tokens": ("exp_", "logsumexp", "amax", "argmax", "log", "topk", "sub"),
+    "logits to tokens": ("_log_softmax", "amax", "argmax", "logsumexp", "topk"),
 }
 OTHERS = ("other operations", "between operations")
 BETWEEN = ("steps", "forward")  # whose own time is Python's, and a recorded part's
@@ -43,20 +43,22 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--models", nargs="+", default=["embedded", "560m"], metavar="MODEL", help="default: embedded 560m")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 16], metavar="N", help="default: 1 16")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: what the server would take")
     add_cache_argument(parser)
     return parser.parse_args(argv)
 
 
 def measure(model: str, arguments: argparse.Namespace) -> list[list[str]]:
     folder = model_folder(model, arguments.cache)
-    runner = load_runner(ShardConfig(model_id=str(folder), kv_cache_gib=1.0), folder)
+    runner = load_runner(ShardConfig(model_id=str(folder), dtype=arguments.dtype, kv_cache_gib=1.0), folder)
     rows = []
     for size in arguments.batch_sizes:
         batch = prompts(size, CONTEXT_TOKENS, runner.model.config.vocab_size)
         loop = DecodeLoop(runner, batch, 1 + WARM_UP_STEPS + NUM_STEPS + NUM_PROFILED)
         step_seconds = median(loop.time_steps(NUM_STEPS))
         shares = _shares(loop)
-        rows.append([folder.name, str(size), f"{step_seconds * 1e3:.1f} ms", *(f"{share:.0%}" for share in shares.values())])
+        dtype = str(runner.dtype).removeprefix("torch.")
+        rows.append([folder.name, dtype, str(size), f"{step_seconds * 1e3:.1f} ms", *(f"{share:.0%}" for share in shares.values())])
     return rows
 
 
@@ -89,7 +91,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     rows = [row for model in arguments.models for row in measure(model, arguments)]
     print(f"{heading()}\n\nContext {CONTEXT_TOKENS} tokens; a step (median of {NUM_STEPS}) and where its time goes.\n")
-    print(markdown(("model", "batch", "step", *PARTS, *OTHERS), rows))
+    print(markdown(("model", "dtype", "batch", "step", *PARTS, *OTHERS), rows))
 
 
 if __name__ == "__main__":

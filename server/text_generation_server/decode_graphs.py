@@ -1,6 +1,7 @@
 """DecodeGraphs: steps that only decode, recorded once for some batch sizes and played with one launch each.
 
-In: a model, its attention, how greedy tokens are chosen. Out: the logits and greedy tokens of a batch. A model's decode step is
+In: a model, its attention, how greedy tokens are chosen. Out: the logits and greedy tokens of a batch, or the greedy tokens of
+several steps in a row. A model's decode step is
 hundreds of kernels, and the shortest ones take less time than the processor needs to order them. What is recorded reads and
 writes the same memory each time: a batch is copied there, and rows that it does not fill have no slot, so that nothing is kept
 of them.
@@ -63,6 +64,7 @@ class DecodeGraphs:
         sampler: Sampler,
         sizes: Sequence[int],
         max_blocks: int,
+        block_size: int,
         device: torch.device,
         recorder: Recorder,
     ) -> None:
@@ -71,6 +73,7 @@ class DecodeGraphs:
         self.model = model
         self.attention = attention
         self.sampler = sampler
+        self.block_size = block_size
         largest = max(sizes)
         self._token_ids, self._positions, self._slots = torch.zeros(3, largest, dtype=torch.long, device=device)
         self._block_tables = torch.zeros(largest, max_blocks, dtype=torch.long, device=device)
@@ -88,6 +91,29 @@ class DecodeGraphs:
     def decode(self, batch: Batch) -> Decoded | None:
         """It is the record's own memory, which the next step overwrites. None: there is more to do than to decode, or the
         batch or one of its sequences is larger than what was recorded."""
+        size = self._take(batch)
+        if size is None:
+            return None
+        self._replays[size]()
+        num_sequences = len(batch.chunks)
+        return Decoded(self._logits[:num_sequences], self._greedy.first(num_sequences))
+
+    def decode_several(self, batch: Batch, num_steps: int) -> list[Greedy] | None:
+        """What is greedy in each of so many steps, of which each begins with the tokens of the one before. The device need not
+        wait for anyone between them. None as above."""
+        size = self._take(batch)
+        if size is None:
+            return None
+        found = []
+        for step in range(num_steps):
+            if step:
+                self._advance(size)
+            self._replays[size]()
+            found.append(self._greedy.first(len(batch.chunks)).clone())
+        return found
+
+    def _take(self, batch: Batch) -> int | None:
+        """Copies the batch to where the record of the returned size reads."""
         num_sequences, width = batch.context.block_tables.shape
         size = next((size for size in self.sizes if size >= num_sequences), None)
         if size is None or not batch.only_decodes or width > self._block_tables.shape[1]:
@@ -98,8 +124,15 @@ class DecodeGraphs:
         self._positions[:num_sequences].copy_(batch.context.positions)
         self._slots[:num_sequences].copy_(batch.context.slot_mapping)
         self._block_tables[:num_sequences, :width].copy_(batch.context.block_tables)
-        self._replays[size]()
-        return Decoded(self._logits[:num_sequences], self._greedy.first(num_sequences))
+        return size
+
+    def _advance(self, size: int) -> None:
+        """To the next position of each sequence, whose token is the one that was just found."""
+        positions, slots = self._positions[:size], self._slots[:size]
+        self._token_ids[:size].copy_(self._greedy.token_ids[:size])
+        positions += 1
+        blocks = self._block_tables[:size].gather(1, (positions // self.block_size).unsqueeze(1)).squeeze(1)
+        slots.copy_(torch.where(slots == NO_SLOT, NO_SLOT, blocks * self.block_size + positions % self.block_size))
 
     def _record(self, size: int, recorder: Recorder) -> bool:
         self._slots.fill_(NO_SLOT)

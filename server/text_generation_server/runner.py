@@ -143,12 +143,11 @@ class Runner:
         result = StepResult(id=step.id)
         self.model.forget(step.drop)
         chunks = self.sequences.apply(step)
-        for iteration in range(max(1, step.num_iterations)):
-            if iteration:
-                chunks = [chunk.sequence.decode() for chunk in chunks]
+        num_left = max(1, step.num_iterations)
+        while chunks:
             self._guess(chunks, step.num_speculative)
-            if chunks:
-                self._iterate(chunks, result)
+            num_left -= self._iterate(chunks, num_left, result)
+            chunks = [chunk.sequence.decode() for chunk in chunks] if num_left else []
         return result
 
     def _guess(self, chunks: list[Chunk], num_tokens: int) -> None:
@@ -161,19 +160,33 @@ class Runner:
                 chunk.add_guesses(chunk.sequence.guess(min(num_tokens, room), self.block_size))
                 room -= len(chunk.guesses)
 
-    def _iterate(self, chunks: list[Chunk], result: StepResult) -> None:
-        """One forward, and the choice of its tokens."""
+    def _iterate(self, chunks: list[Chunk], num_iterations: int, result: StepResult) -> int:
+        """One forward, and the choice of its tokens; or all of the iterations, where nothing must be known between them.
+        Returns how many were made."""
         batch = Batch.of(chunks, self.block_tables)
         laps = devices.Laps(self.device)
-        sampled = self._play(batch, laps) or self._compute(batch, laps, result)
+        sampled = self._play_several(batch, num_iterations, laps) if num_iterations > 1 else []
+        if not sampled:
+            sampled = [self._play(batch, laps) or self._compute(batch, laps, result)]
         for chunk in batch.chunks:
             chunk.sequence.num_computed = chunk.end - len(chunk.guesses)
-        if sampled is not None:
-            self._append(result, batch.chunks, sampled)
+        for tokens in sampled:
+            self._append(result, batch.chunks, tokens)
         laps.mark()
         forward_micros, sample_micros = laps.micros()
         result.forward_micros += forward_micros
         result.sample_micros += sample_micros
+        return len(sampled)
+
+    def _play_several(self, batch: Batch, num_iterations: int, laps: devices.Laps) -> list[Sampled]:
+        """One after the other, of what there is a record of."""
+        if self.graphs is None or not self.sampler.takes_greedy(batch.sampled):
+            return []
+        steps = self.graphs.decode_several(batch, num_iterations)
+        if steps is None:
+            return []
+        laps.mark()
+        return Sampled.of_greedy(steps)
 
     def _play(self, batch: Batch, laps: devices.Laps) -> Sampled | None:
         """What there is a record of."""
@@ -183,14 +196,14 @@ class Runner:
         laps.mark()
         return self.sampler.sample(decoded.logits, batch.sampled, decoded.greedy)
 
-    def _compute(self, batch: Batch, laps: devices.Laps, result: StepResult) -> Sampled | None:
+    def _compute(self, batch: Batch, laps: devices.Laps, result: StepResult) -> Sampled:
         hidden = self.model.forward(batch.token_ids, batch.context, self.attention)
         logits = self.model.logits(hidden[batch.sampled_rows]) if batch.sampled else None
         laps.mark()
         if batch.prompts:
             found = self.sampler.logprobs.of_prompts(hidden, batch.prompts, self.model.logits)
             result.prompts.extend(map(_prompt_logprobs, batch.prompts, found))
-        return self.sampler.sample(logits, batch.sampled) if logits is not None else None
+        return self.sampler.sample(logits, batch.sampled) if logits is not None else Sampled([], [], [], [])
 
     def _append(self, result: StepResult, chunks: list[Chunk], sampled: Sampled) -> None:
         """Of a chunk with guesses, the tokens up to the first one that was guessed wrong, and that one's right one."""
@@ -219,7 +232,8 @@ class Runner:
         start_seconds = time.perf_counter()
         max_blocks = min(-(-self.max_positions // self.block_size), self.num_blocks)
         try:
-            graphs = DecodeGraphs(self.model, self.attention, self.sampler, sizes, max_blocks, self.device, CudaRecorder())
+            limits = max_blocks, self.block_size
+            graphs = DecodeGraphs(self.model, self.attention, self.sampler, sizes, *limits, self.device, CudaRecorder())
         except torch.OutOfMemoryError as error:
             logger.warning("no memory to record decode steps (--cuda-graphs): %s", str(error).splitlines()[0])
             return None

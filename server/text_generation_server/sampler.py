@@ -6,7 +6,7 @@ gathered, and chosen by inverting their cumulative distribution at one uniform n
 """
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,6 +30,14 @@ class Sampled(NamedTuple):
     top_ids: list[list[int]]  # as many as the row's sequence asked for
     top_logprobs: list[list[float]]
 
+    @classmethod
+    def of_greedy(cls, steps: list["Greedy"]) -> list["Sampled"]:
+        """Of several steps, in two copies from the device."""
+        token_ids = torch.stack([greedy.token_ids for greedy in steps]).tolist()
+        logprobs = torch.stack([greedy.logprobs for greedy in steps]).tolist()
+        nothing: list[list[Any]] = [[] for _ in token_ids[0]]
+        return [cls(*rows, nothing, nothing) for rows in zip(token_ids, logprobs, strict=True)]
+
 
 class Greedy(NamedTuple):
     """The likeliest token of each row, its log-probability, and the log of the sum of all exponentials; [num_rows] each."""
@@ -45,6 +53,9 @@ class Greedy(NamedTuple):
 
     def first(self, num_rows: int) -> "Greedy":
         return Greedy(*(tensor[:num_rows] for tensor in self))
+
+    def clone(self) -> "Greedy":
+        return Greedy(*(tensor.clone() for tensor in self))
 
     def copy_(self, other: "Greedy") -> None:
         for tensor, own in zip(other, self, strict=True):
@@ -83,6 +94,12 @@ class Sampler:
             token_ids[drawn] = chosen
             logprobs[drawn] = (full.gather(1, chosen.unsqueeze(1)).squeeze(1) - log_total[drawn]).float()
         return Sampled(token_ids.tolist(), logprobs.tolist(), *self._top(logits, token_ids, sequences))
+
+    def takes_greedy(self, sequences: list[SequenceState]) -> bool:
+        """Whether all that these sequences ask for is what is greedy by the model's own logits."""
+        if self.rules or self.penalties.concern(sequences):
+            return False
+        return not any(sequence.sampling.do_sample or sequence.num_top_tokens for sequence in sequences)
 
     def greedy(self, logits: torch.Tensor) -> Greedy:
         value, index = largest(logits)

@@ -5,15 +5,17 @@ A record is played here by running its function again: it sees the same memory, 
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from triton_interpreter import DEVICE  # isort: skip  before what has kernels
 from random_models import save_random_model
-from runner_steps import BLOCKS_PER_SEQUENCE, make_runner
+from runner_steps import BLOCKS_PER_SEQUENCE, make_runner, make_step
 from text_generation_proto.shard_pb2 import SamplingParameters, Step
 from text_generation_server.attention.paged_triton import TritonAttention
+from text_generation_server.batch import Batch
 from text_generation_server.decode_graphs import DecodeGraphs
 from text_generation_server.runner import Runner
 from tiny_models import save_random_bloom
@@ -27,6 +29,7 @@ SAMPLINGS = [
     SamplingParameters(do_sample=True, seed=7),
 ]
 NUM_TOKENS = 4
+BURST = 15  # more than what is left of a first block
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def with_graphs(runner: Runner, sizes: list[int], recorder: Again) -> Runner:
     attention = runner.attention
     runner.attention = TritonAttention(runner.cache, attention.slopes)
     runner.graphs = DecodeGraphs(
-        runner.model, runner.attention, runner.sampler, sizes, BLOCKS_PER_SEQUENCE, runner.device, recorder
+        runner.model, runner.attention, runner.sampler, sizes, BLOCKS_PER_SEQUENCE, runner.block_size, runner.device, recorder
     )
     return runner
 
@@ -81,6 +84,21 @@ def answer(runner: Runner, num_sequences: int) -> tuple[list[tuple[int, int]], l
             step.work.add(sequence_id=number, start=len(PROMPTS[number % 3]) + index, length=1, sample=True)
     runner.reset()
     return [(token.sequence_id, token.token_id) for token in tokens], [token.logprob for token in tokens]
+
+
+def greedy_in_one_step(runner: Runner, num_sequences: int, **asked: Any) -> dict[int, list[tuple[int, float]]]:
+    """Prompts in one step, all other tokens in a second one."""
+    prompts = {number: PROMPTS[number % 3] for number in range(num_sequences)}
+    result = runner.execute(make_step(add=prompts, work=[(n, 0, len(ids)) for n, ids in prompts.items()], **asked))
+    step = make_step(work=[(n, len(ids), 1) for n, ids in prompts.items()])
+    step.num_iterations = BURST
+    tokens = [*result.tokens, *runner.execute(step).tokens]
+    runner.reset()
+    return {n: [(token.token_id, token.logprob) for token in tokens if token.sequence_id == n] for n in prompts}
+
+
+def _token_ids(found: dict[int, list[tuple[int, float]]]) -> dict[int, list[int]]:
+    return {number: [token_id for token_id, _ in tokens] for number, tokens in found.items()}
 
 
 def check_answers(runner: Runner, num_sequences: int, folder: Path) -> None:
@@ -106,6 +124,37 @@ def test_a_llamas_steps_can_be_recorded_too(tmp_path: Path) -> None:
     assert runner.model.fixed_launches
     check_answers(runner, 3, folder)
     assert recorder.num_plays == NUM_TOKENS - 1
+
+
+@pytest.mark.parametrize("num_sequences", [1, 3])
+def test_iterations_of_one_step_go_on_by_themselves(
+    small_bloom: Path, num_sequences: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over the end of a block, in a record with rows to spare: nothing is laid out between them."""
+    recorder = Again()
+    runner = with_graphs(make_runner(small_bloom), [4], recorder)
+    laid_out, layout = [], Batch.of
+    monkeypatch.setattr(Batch, "of", lambda *arguments: laid_out.append(1) or layout(*arguments))
+    found = greedy_in_one_step(runner, num_sequences)
+    assert (recorder.num_plays, len(laid_out)) == (BURST, 2)
+    expected = greedy_in_one_step(make_runner(small_bloom), num_sequences)
+    assert _token_ids(found) == _token_ids(expected)
+    for number, tokens in expected.items():
+        logprobs = [logprob for _, logprob in found[number]]
+        assert logprobs == pytest.approx([logprob for _, logprob in tokens], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"num_top_tokens": 2}, {"sampling": SAMPLINGS[1]}, {"sampling": SAMPLINGS[2]}],
+    ids=["top tokens", "penalty", "sampled"],
+)
+def test_iterations_with_more_to_do_than_the_likeliest_token_come_one_by_one(small_bloom: Path, asked: dict[str, Any]) -> None:
+    recorder = Again()
+    runner = with_graphs(make_runner(small_bloom), [1, 4], recorder)
+    found, expected = (greedy_in_one_step(each, 2, **asked) for each in (runner, make_runner(small_bloom)))
+    assert recorder.num_plays == BURST
+    assert _token_ids(found) == _token_ids(expected)
 
 
 def test_a_batch_larger_than_any_that_was_recorded_does_without(small_bloom: Path) -> None:
