@@ -28,7 +28,7 @@ NUM_STEPS, NUM_PROFILED = 40, 10
 # An operation belongs to the first part that names it or an operation that called it.
 PARTS = {
     "matrices": ("linear_dynamic_fp16", "_linear_pointwise", "linear_dynamic", "linear", "addmm", "mm"),
-    "attention": ("sampled_addmm", "embedding_bag", "_softmax", "scaled_dot_product", "index_select"),
+    "attention": ("sparse_sampled_addmm", "embedding_bag", "_softmax", "scaled_dot_product", "index_select"),
     "keys and values written": ("index_copy_",),
     "norms": ("layer_norm", "linalg_vector_norm", "hypot", "rms_norm"),
     "logits to tokens": ("_log_softmax", "amax", "argmax", "logsumexp", "topk"),
