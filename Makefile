@@ -101,6 +101,7 @@ smoke-test: .venv/installed-dev  ## the same in 20 seconds
 bench: .venv/installed-dev  ## decode step, serving and router figures, beside their floors and peers
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/step_parts.py
+	$(BIN)/python benchmarks/step_overhead.py
 	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/scenarios.py
 	$(BIN)/python benchmarks/router.py
