@@ -56,9 +56,9 @@ def measure(model: str, arguments: argparse.Namespace) -> list[list[str]]:
         batch = prompts(size, CONTEXT_TOKENS, runner.model.config.vocab_size)
         loop = DecodeLoop(runner, batch, 1 + WARM_UP_STEPS + NUM_STEPS + NUM_PROFILED)
         step_seconds = median(loop.time_steps(NUM_STEPS))
-        shares = _shares(loop)
+        shares = [f"{share:.0%}" for share in _shares(loop).values()]
         dtype = str(runner.dtype).removeprefix("torch.")
-        rows.append([folder.name, dtype, str(size), f"{step_seconds * 1e3:.1f} ms", *(f"{share:.0%}" for share in shares.values())])
+        rows.append([folder.name, dtype, str(size), f"{step_seconds * 1e3:.1f} ms", *shares])
     return rows
 
 
