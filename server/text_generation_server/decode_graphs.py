@@ -1,10 +1,9 @@
 """DecodeGraphs: steps that only decode, recorded once for some batch sizes and played with one launch each.
 
 In: a model, its attention, how greedy tokens are chosen. Out: the logits and greedy tokens of a batch, or the greedy tokens of
-several steps in a row. A model's decode step is
-hundreds of kernels, and the shortest ones take less time than the processor needs to order them. What is recorded reads and
-writes the same memory each time: a batch is copied there, and rows that it does not fill have no slot, so that nothing is kept
-of them.
+several steps in a row. A model's decode step is hundreds of kernels, and the shortest ones take less time than the processor
+needs to order them. What is recorded reads and writes the same memory each time: a batch is copied there, and rows that it does
+not fill have no slot, so that nothing is kept of them.
 """
 
 import logging

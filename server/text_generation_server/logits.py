@@ -38,9 +38,6 @@ class Penalties:
         self.rows = rows
         self.watermark = watermark
 
-    def concern(self, sequences: list[SequenceState]) -> bool:
-        return any(sequence.sampling.changes_logits for sequence in sequences)
-
     def apply(self, logits: torch.Tensor, sequences: list[SequenceState]) -> bool:
         """logits [num_rows, vocab_size_local], changed in place. Whether any were."""
         changed = [row for row, sequence in enumerate(sequences) if sequence.sampling.changes_logits]

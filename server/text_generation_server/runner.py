@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from text_generation_proto.shard_pb2 import PromptLogprobs, Step, StepResult, Timings
+from text_generation_proto.shard_pb2 import Step, StepResult, Timings
 from text_generation_server import device as devices
-from text_generation_server.batch import Batch, PromptRows
+from text_generation_server.batch import Batch
 from text_generation_server.block_tables import BlockTables
 from text_generation_server.config import ShardConfig
 from text_generation_server.decode_graphs import CudaRecorder, DecodeGraphs
@@ -19,11 +19,11 @@ from text_generation_server.errors import ConfigurationError, ShardLost, StepErr
 from text_generation_server.kv_cache import KVCache, block_bytes
 from text_generation_server.layers.quantized import FEW_ROWS
 from text_generation_server.logits import Watermark
-from text_generation_server.logprobs import TokenLogprobs
 from text_generation_server.models import ModelFolder
 from text_generation_server.parallel import Parallel
 from text_generation_server.sampler import Sampled, Sampler
 from text_generation_server.sequences import Chunk, Sequences
+from text_generation_server.step_result import add_prompts, add_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ class Runner:
         for chunk in batch.chunks:
             chunk.sequence.num_computed = chunk.end - len(chunk.guesses)
         for tokens in sampled:
-            self._append(result, batch.chunks, tokens)
+            add_tokens(result, batch.chunks, tokens)
         laps.mark()
         forward_micros, sample_micros = laps.micros()
         result.forward_micros += forward_micros
@@ -202,26 +202,8 @@ class Runner:
         laps.mark()
         if batch.prompts:
             found = self.sampler.logprobs.of_prompts(hidden, batch.prompts, self.model.logits)
-            result.prompts.extend(map(_prompt_logprobs, batch.prompts, found))
+            add_prompts(result, batch.prompts, found)
         return self.sampler.sample(logits, batch.sampled) if logits is not None else Sampled([], [], [], [])
-
-    def _append(self, result: StepResult, chunks: list[Chunk], sampled: Sampled) -> None:
-        """Of a chunk with guesses, the tokens up to the first one that was guessed wrong, and that one's right one."""
-        first_row = 0
-        for chunk in chunks:
-            if not chunk.sample:
-                continue
-            end_row = first_row + len(chunk.guesses) + 1
-            num_right = chunk.accept(sampled.token_ids[first_row:end_row])
-            for row in range(first_row, first_row + num_right + 1):
-                token = result.tokens.add()
-                token.sequence_id = chunk.sequence.id
-                token.token_id = sampled.token_ids[row]
-                token.logprob = sampled.logprobs[row]
-                if sampled.top_ids[row]:
-                    token.top_token_ids.extend(sampled.top_ids[row])
-                    token.top_logprobs.extend(sampled.top_logprobs[row])
-            first_row = end_row
 
     @torch.inference_mode()
     def _record_graphs(self, config: ShardConfig) -> DecodeGraphs | None:
@@ -318,16 +300,6 @@ class Runner:
             step.add.add(id=number, token_ids=[0] * length, prompt_logprobs=True, num_top_tokens=1)
             step.work.add(sequence_id=number, start=0, length=length, block_ids=blocks, sample=True)
         return step
-
-
-def _prompt_logprobs(prompt: PromptRows, found: TokenLogprobs) -> PromptLogprobs:
-    return PromptLogprobs(
-        sequence_id=prompt.sequence.id,
-        start=prompt.positions.start,
-        logprobs=found.logprobs.tolist(),
-        top_token_ids=found.top_ids.flatten().tolist(),
-        top_logprobs=found.top_logprobs.flatten().tolist(),
-    )
 
 
 def load_runner(config: ShardConfig, path: Path) -> Runner:

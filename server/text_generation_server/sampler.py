@@ -97,9 +97,8 @@ class Sampler:
 
     def takes_greedy(self, sequences: list[SequenceState]) -> bool:
         """Whether all that these sequences ask for is what is greedy by the model's own logits."""
-        if self.rules or self.penalties.concern(sequences):
-            return False
-        return not any(sequence.sampling.do_sample or sequence.num_top_tokens for sequence in sequences)
+        asked = ((sequence.sampling, sequence.num_top_tokens) for sequence in sequences)
+        return not (self.rules or any(sampling.do_sample or sampling.changes_logits or top for sampling, top in asked))
 
     def greedy(self, logits: torch.Tensor) -> Greedy:
         value, index = largest(logits)
