@@ -1,5 +1,5 @@
-"""What a shard does beside a decode step's forward, by the number of sequences: before it, the message is read and the batch
-laid out; after it, tokens are chosen and the answer is written. A GPU has nothing to do in the meantime.
+"""What a shard does beside a decode step's forward, by the number of sequences: the message is read and the batch laid out,
+tokens are chosen and the answer is written. A GPU has nothing to do in the meantime where no step can be launched ahead.
 
 In: models and batch sizes. Out: one Markdown table. The embedded model says it best: its vocabulary is small.
 """
@@ -24,7 +24,7 @@ NUM_STEPS = 40
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Decode batches of several sizes through the shard server's code in this process, and print what a step "
-        "takes before and after the model's forward."
+        "takes beside the model's forward."
     )
     parser.add_argument("--models", nargs="+", default=["embedded"], metavar="MODEL", help="default: embedded")
     parser.add_argument(
@@ -40,23 +40,20 @@ def measure(model: str, arguments: argparse.Namespace) -> list[list[str]]:
     rows = []
     for size in arguments.batch_sizes:
         loop = DecodeLoop(runner, prompts(size, CONTEXT_TOKENS, runner.model.config.vocab_size), 1 + WARM_UP_STEPS + NUM_STEPS)
-        before, after = _time(loop)
-        each = f"{(before + after) / size:.1f} µs"
-        rows.append([folder.name, str(size), f"{before:.0f} µs", f"{after:.0f} µs", each])
+        micros = _time(loop)
+        rows.append([folder.name, str(size), f"{micros:.0f} µs", f"{micros / size:.1f} µs"])
     return rows
 
 
-def _time(loop: DecodeLoop) -> tuple[float, float]:
-    """Medians in microseconds: before the forward, and after it."""
+def _time(loop: DecodeLoop) -> float:
+    """The median in microseconds."""
     loop.time_steps(0)
-    before, after = [], []
+    micros = []
     for _ in range(NUM_STEPS):
         step_micros = loop.runner.timings.step_micros
         loop.step()
-        step_micros = loop.runner.timings.step_micros - step_micros
-        before.append(step_micros - loop.result.forward_micros - loop.result.sample_micros)
-        after.append(loop.result.sample_micros)
-    return median(before), median(after)
+        micros.append(loop.runner.timings.step_micros - step_micros - loop.result.forward_micros)
+    return median(micros)
 
 
 def main() -> None:
@@ -64,7 +61,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     rows = [row for model in arguments.models for row in measure(model, arguments)]
     print(heading() + "\n")
-    print(markdown(["model", "sequences", "before the forward", "after it", "for each sequence"], rows))
+    print(markdown(["model", "sequences", "beside the forward", "for each sequence"], rows))
 
 
 if __name__ == "__main__":

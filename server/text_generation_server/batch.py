@@ -11,6 +11,7 @@ import torch
 
 from text_generation_server.attention.context import ForwardContext
 from text_generation_server.block_tables import BlockTables
+from text_generation_server.device import send
 from text_generation_server.sequences import Chunk, SequenceState
 
 
@@ -46,8 +47,14 @@ class Batch:
         """Whether each sequence has one token, all of them are sampled, and nothing is asked of a prompt."""
         return self.context.num_decodes == len(self.chunks) == len(self.sampled) and not self.prompts
 
+    def note_computed(self) -> None:
+        """The keys and values of all its positions are there, or will be before anything else is computed."""
+        for chunk in self.chunks:
+            chunk.sequence.num_computed = chunk.end - len(chunk.guesses)
+
     @classmethod
-    def of(cls, chunks: list[Chunk], block_tables: BlockTables) -> "Batch":
+    def of(cls, chunks: list[Chunk], block_tables: BlockTables, latest: torch.Tensor | None = None) -> "Batch":
+        """`latest` [num_rows] int64, on the device: the tokens that were promised to sequences and are not known here yet."""
         decodes = [chunk for chunk in chunks if chunk.length == 1]
         rows = _Rows(block_tables)
         rows.add_decodes(decodes)
@@ -60,6 +67,8 @@ class Batch:
         places = [sequence.row for sequence in sequences]
         lists = [rows.token_ids, rows.positions, rows.slots, rows.sampled_rows, places, *block_tables.news(sequences)]
         token_ids, positions, slots, sampled_rows, *tables = _to_device(lists, block_tables.device)
+        if latest is not None and min(rows.token_ids, default=0) < 0:
+            token_ids = torch.where(token_ids < 0, latest[(~token_ids).clamp(min=0)], token_ids)
         context = ForwardContext(
             positions=positions,
             slot_mapping=slots,
@@ -116,6 +125,6 @@ def _to_device(lists: Sequence[list[int]], device: torch.device) -> list[torch.T
     """Tensors of int64, in one copy. Each begins at a multiple of 16 bytes: Triton compiles a kernel anew for one that does
     not."""
     padded = [numbers + [0] * (len(numbers) % 2) for numbers in lists]
-    packed = torch.tensor(list(itertools.chain.from_iterable(padded)), dtype=torch.long, device=device)
+    packed = send(list(itertools.chain.from_iterable(padded)), torch.long, device)
     sizes = itertools.chain.from_iterable((len(numbers), len(numbers) % 2) for numbers in lists)
     return list(packed.split_with_sizes(list(sizes))[::2])

@@ -7,6 +7,7 @@ not fill have no slot, so that nothing is kept of them.
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -99,17 +100,17 @@ class DecodeGraphs:
 
     def decode_several(self, batch: Batch, num_steps: int) -> list[Greedy] | None:
         """What is greedy in each of so many steps, of which each begins with the tokens of the one before. The device need not
-        wait for anyone between them. None as above."""
+        wait for anyone between them. The last one's is the record's own memory. None as above."""
         size = self._take(batch)
         if size is None:
             return None
-        found = []
-        for step in range(num_steps):
-            if step:
-                self._advance(size)
+        num_sequences, found = len(batch.chunks), []
+        for _ in range(num_steps - 1):
             self._replays[size]()
-            found.append(self._greedy.first(len(batch.chunks)).clone())
-        return found
+            found.append(self._greedy.first(num_sequences).clone())
+            self._advance(size)
+        self._replays[size]()
+        return [*found, self._greedy.first(num_sequences)]
 
     def _take(self, batch: Batch) -> int | None:
         """Copies the batch to where the record of the returned size reads."""
@@ -157,3 +158,24 @@ class DecodeGraphs:
         logits = self.model.logits(self.model.forward(self._token_ids[:size], context, self.attention))
         self._logits[:size].copy_(logits)
         self._greedy.first(size).copy_(self.sampler.greedy(logits))
+
+
+def record(
+    model: Model,
+    attention: Attention,
+    sampler: Sampler,
+    sizes: Sequence[int],
+    max_blocks: int,
+    block_size: int,
+    device: torch.device,
+) -> DecodeGraphs | None:
+    """As CUDA graphs. None: the device has no memory for them, or none could be recorded."""
+    start_seconds = time.perf_counter()
+    try:
+        graphs = DecodeGraphs(model, attention, sampler, sizes, max_blocks, block_size, device, CudaRecorder())
+    except torch.OutOfMemoryError as error:
+        logger.warning("no memory to record decode steps (--cuda-graphs): %s", str(error).splitlines()[0])
+        return None
+    seconds = time.perf_counter() - start_seconds
+    logger.info("decode steps recorded sizes=%s seconds=%.1f", ",".join(map(str, graphs.sizes)), seconds)
+    return graphs if graphs.sizes else None

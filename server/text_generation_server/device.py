@@ -9,8 +9,9 @@ import functools
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -96,15 +97,19 @@ def returning_freed_memory() -> Iterator[None]:
         set_option(M_TRIM_THRESHOLD, 64 * 1024 * 1024)
 
 
+def send(numbers: Sequence[Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor on the device, in order with its other work. Nobody waits for it: CUDA reads pinned memory in its own time."""
+    return torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+
+
 class Laps:
-    """How long the parts of a step took, from construction on. Work on CUDA runs behind the calls that order it: the device
-    itself notes the time there, so that nothing waits at a mark."""
+    """How long the parts of a step took. Work on CUDA runs behind the calls that order it: the device itself notes the time
+    there, so that nothing waits at a mark."""
 
     def __init__(self, device: torch.device) -> None:
         self.on_cuda = device.type == "cuda"
         self.seconds: list[float] = []
         self.events: list[torch.cuda.Event] = []
-        self.mark()
 
     def mark(self) -> None:
         """A part ends, and the next one begins."""
@@ -114,12 +119,21 @@ class Laps:
         else:
             self.seconds.append(time.perf_counter())
 
+    def are_over(self) -> bool:
+        """Whether the device has come to the last mark."""
+        return not self.events or self.events[-1].query()
+
     def micros(self) -> list[int]:
         """Of each part; waits until the device is done with the last one."""
-        if self.on_cuda:
+        if self.events:
             self.events[-1].synchronize()
             return [int(start.elapsed_time(end) * 1e3) for start, end in itertools.pairwise(self.events)]
         return [int((end - start) * 1e6) for start, end in itertools.pairwise(self.seconds)]
+
+
+def idle_micros(before: Laps, after: Laps) -> int:
+    """On CUDA, from the last mark of `before` to the first one of `after`, both of which are over."""
+    return int(before.events[-1].elapsed_time(after.events[0]) * 1e3) if before.events and after.events else 0
 
 
 class PeakMemory:

@@ -3,8 +3,10 @@
 In: Step messages. Out: StepResults. Owns the device: every method after construction runs on the one device thread.
 """
 
+import contextlib
 import logging
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -13,10 +15,12 @@ from text_generation_proto.shard_pb2 import Step, StepResult, Timings
 from text_generation_server import device as devices
 from text_generation_server.batch import Batch
 from text_generation_server.block_tables import BlockTables
+from text_generation_server.capacity import default_batch_tokens, fitting_block_size, full_step
 from text_generation_server.config import ShardConfig
-from text_generation_server.decode_graphs import CudaRecorder, DecodeGraphs
+from text_generation_server.decode_graphs import DecodeGraphs, record
 from text_generation_server.errors import ConfigurationError, ShardLost, StepError
 from text_generation_server.kv_cache import KVCache, block_bytes
+from text_generation_server.launched import Launched
 from text_generation_server.layers.quantized import FEW_ROWS
 from text_generation_server.logits import Watermark
 from text_generation_server.models import ModelFolder
@@ -28,11 +32,7 @@ from text_generation_server.step_result import add_prompts, add_tokens
 logger = logging.getLogger(__name__)
 
 CPU_KV_CACHE_GIB = 1.0
-CPU_BATCH_TOKENS = 512
-CUDA_BATCH_TOKENS = 4096
-WHOLE_PROMPT_TOKENS = 4096  # of models that take no parts of prompts, where nothing else is said
 WARM_UP_TOKENS = 16
-STATE_BLOCK_SIZE = 256  # of models with a state beside their blocks: a sequence has one at least, and no prefix is shared
 STATE_COPIES = 2  # while decoding sequences are put together anew, the old rows are still there
 CUDA_MEMORY_SHARE = 0.92  # of what the measured step leaves; the rest is for fragments and for batches of many decodes
 
@@ -54,7 +54,7 @@ class Runner:
         with devices.returning_freed_memory():
             self.model, self.weight_bytes_read = folder.load(device, self.dtype, parallel, config.quantize)
         self.peak_loading_bytes = peak_memory.read_bytes()
-        self.max_batch_tokens = config.max_batch_tokens or self._default_batch_tokens()
+        self.max_batch_tokens = config.max_batch_tokens or default_batch_tokens(self.model, device)
         # Where a prompt cannot be computed in parts, a whole sequence must fit in a step: it may have to begin anew.
         self.max_positions = self.model.config.max_positions
         if not self.model.chunked_prefill:
@@ -62,15 +62,16 @@ class Runner:
         watermark = Watermark(config.watermark_gamma, config.watermark_delta)
         self.sampler = Sampler(self.model.config.vocab_size, parallel, watermark, self.model.decoding)
         self.graphs: DecodeGraphs | None = None
-        self.block_size = self._block_size(config.block_size)
+        self.block_size = fitting_block_size(self.model, config.block_size, self.max_positions)
         self.block_tables = BlockTables(self.block_size, device)
         num_blocks = parallel.minimum(self._num_blocks(config))
         self.cache = self._make_cache(num_blocks)
         self.attention = self.model.make_attention(self.cache)
         self.sequences = self._make_sequences(num_blocks)
         self.timings = Timings()
-        self._end_seconds = 0.0
-        self._last_ids: set[int] = set()
+        self._launched: Launched | None = None  # and not done yet
+        self._last: Launched | None = None  # that was done
+        self._latest: torch.Tensor | None = None  # the tokens that were chosen last, on the device
         self.warm_up()
         self.graphs = self._record_graphs(config)
 
@@ -86,39 +87,79 @@ class Runner:
         prompt.add.add(id=0, token_ids=[0] * length)
         prompt.work.add(sequence_id=0, start=0, length=length, block_ids=[0, 1], sample=True)
         decode.work.add(sequence_id=0, start=length, length=1, sample=True)
-        self._forward(prompt)
-        self._forward(decode)
+        self._run(prompt)
+        self._run(decode)
         self.reset()
 
-    @torch.inference_mode()
     def execute(self, step: Step) -> StepResult:
-        """Computes the step. An error is the result's, except when the other ranks are lost: that is the process's.
+        """Computes the step, and waits for it.
+
+        Raises:
+            ShardLost: as `launch`.
+        """
+        results: list[StepResult] = []
+        self.launch(step, results.append)
+        self.settle()
+        return results[0]
+
+    @torch.inference_mode()
+    def launch(self, step: Step, deliver: Callable[[StepResult], None]) -> None:
+        """Hands the step's work to the device. `deliver` gets its result before `settle` returns, after those of all steps
+        before it, of which one at most is still computed when this one is launched. An error is the result's, except when the
+        other ranks are lost: that is the process's.
 
         Raises:
             ShardLost: this rank can no longer keep pace with the others and must end. With several ranks that is so after
                 any failure within a forward: nobody knows which collective the others wait in.
         """
-        start_seconds = time.perf_counter()
-        ids = {work.sequence_id for work in step.work}
-        waited = start_seconds - self._end_seconds if ids & self._last_ids else 0.0
+        launched = Launched(step, self.device, deliver)
+        with self._reporting(launched):
+            self._compute(launched)
+        self.settle()
+        self._launched = launched
+
+    def settle(self) -> None:
+        """Waits until what was launched is done, and delivers its result.
+
+        Raises:
+            ShardLost: as above.
+        """
+        launched, self._launched = self._launched, None
+        if launched is None:
+            return
+        with self._reporting(launched):
+            launched.finish()
+        self.timings.num_steps += 1
+        self.timings.step_micros += launched.step_micros(self._last)
+        self.timings.wait_micros += launched.wait_micros(self._last)
+        self._last = launched
+        launched.deliver(launched.result)
+
+    @property
+    def is_computing(self) -> bool:
+        """Whether the device still works on what was launched."""
+        return self._launched is not None and not self._launched.laps.are_over()
+
+    @contextlib.contextmanager
+    def _reporting(self, launched: Launched) -> Iterator[None]:
+        """What goes wrong within it becomes the step's result."""
+        step = launched.step
         try:
-            result = self._forward(step)
+            yield
         except StepError as error:
             logger.error("step refused id=%d reason=%s", step.id, error)
-            result = self._failed(step, str(error))
+            self._fail(launched, str(error))
         except ShardLost:
             raise
         except Exception as error:  # the outermost loop of this process: the step fails, the server goes on
             logger.exception("step failed id=%d", step.id)
             if self.parallel.world_size > 1 or not devices.works(self.device):
                 raise ShardLost(f"this rank failed within a step: {error}") from error
-            result = self._failed(step, f"{type(error).__name__}: {error}")
-        self._last_ids = ids
-        self._end_seconds = time.perf_counter()
-        self.timings.num_steps += 1
-        self.timings.wait_micros += int(waited * 1e6)
-        self.timings.step_micros += int((self._end_seconds - start_seconds) * 1e6)
-        return result
+            self._fail(launched, f"{type(error).__name__}: {error}")
+
+    def _fail(self, launched: Launched, reason: str) -> None:
+        self.sequences.fail(launched.step)
+        launched.fail(reason)
 
     def begin(self) -> None:
         """A new driver: nothing is known, and all ranks are ready for its first step.
@@ -133,22 +174,30 @@ class Runner:
         """Forgets all sequences: a driver is gone."""
         self.model.forget(self.sequences.ids)
         self.sequences.clear()
-        self._last_ids = set()
+        self._last = None
 
-    def _failed(self, step: Step, reason: str) -> StepResult:
-        self.sequences.fail(step)
-        return StepResult(id=step.id, error=reason)
+    def _run(self, step: Step) -> None:
+        """Computes the step. Nobody gets its result, and its errors are the caller's."""
+        launched = Launched(step, self.device, lambda result: None)
+        self._compute(launched)
+        launched.finish()
 
-    def _forward(self, step: Step) -> StepResult:
-        result = StepResult(id=step.id)
+    def _compute(self, launched: Launched) -> None:
+        """Waits for the step before only where a token of it must be known here."""
+        step = launched.step
         self.model.forget(step.drop)
         chunks = self.sequences.apply(step)
+        is_greedy = not (step.num_speculative or self.sampler.rules) and all(chunk.is_greedy for chunk in chunks)
+        if not is_greedy:
+            self.settle()
         num_left = max(1, step.num_iterations)
         while chunks:
             self._guess(chunks, step.num_speculative)
-            num_left -= self._iterate(chunks, num_left, result)
+            batch = Batch.of(chunks, self.block_tables, self._latest)
+            launched.laps.mark()
+            num_left -= self._choose_greedy(batch, num_left, launched) if is_greedy else self._sample(batch, launched)
             chunks = [chunk.sequence.decode() for chunk in chunks] if num_left else []
-        return result
+        launched.end()
 
     def _guess(self, chunks: list[Chunk], num_tokens: int) -> None:
         """Sequences that decode may compute a few positions more, where nothing but blocks must be forgotten of wrong ones."""
@@ -160,68 +209,49 @@ class Runner:
                 chunk.add_guesses(chunk.sequence.guess(min(num_tokens, room), self.block_size))
                 room -= len(chunk.guesses)
 
-    def _iterate(self, chunks: list[Chunk], num_iterations: int, result: StepResult) -> int:
-        """One forward, and the choice of its tokens; or all of the iterations, where nothing must be known between them.
-        Returns how many were made."""
-        batch = Batch.of(chunks, self.block_tables)
-        laps = devices.Laps(self.device)
-        sampled = self._play_several(batch, num_iterations, laps) if num_iterations > 1 else []
-        if not sampled:
-            sampled = [self._play(batch, laps) or self._compute(batch, laps, result)]
-        for chunk in batch.chunks:
-            chunk.sequence.num_computed = chunk.end - len(chunk.guesses)
-        for tokens in sampled:
-            add_tokens(result, batch.chunks, tokens)
-        laps.mark()
-        forward_micros, sample_micros = laps.micros()
-        result.forward_micros += forward_micros
-        result.sample_micros += sample_micros
-        return len(sampled)
+    def _choose_greedy(self, batch: Batch, num_iterations: int, launched: Launched) -> int:
+        """One forward, or all of the iterations where there is a record of them, without a look at what is chosen. Returns how
+        many were made."""
+        found = self.graphs.decode_several(batch, num_iterations) if self.graphs else None
+        if found is not None:
+            launched.laps.mark()
+        else:
+            logits = self._forward(batch, launched)
+            found = [self.sampler.greedy(logits)] if logits is not None else []
+        batch.note_computed()
+        launched.promise(batch.chunks, found)
+        if found:
+            self._latest = found[-1].token_ids
+        return max(1, len(found))
 
-    def _play_several(self, batch: Batch, num_iterations: int, laps: devices.Laps) -> list[Sampled]:
-        """One after the other, of what there is a record of."""
-        if self.graphs is None or not self.sampler.takes_greedy(batch.sampled):
-            return []
-        steps = self.graphs.decode_several(batch, num_iterations)
-        if steps is None:
-            return []
-        laps.mark()
-        return Sampled.of_greedy(steps)
-
-    def _play(self, batch: Batch, laps: devices.Laps) -> Sampled | None:
-        """What there is a record of."""
+    def _sample(self, batch: Batch, launched: Launched) -> int:
+        """One forward, and the choice of its tokens, which are known afterwards."""
         decoded = self.graphs.decode(batch) if self.graphs else None
-        if decoded is None:
-            return None
-        laps.mark()
-        return self.sampler.sample(decoded.logits, batch.sampled, decoded.greedy)
+        if decoded is not None:
+            launched.laps.mark()
+        logits, greedy = decoded or (self._forward(batch, launched), None)
+        sampled = self.sampler.sample(logits, batch.sampled, greedy) if logits is not None else Sampled([], [], [], [])
+        batch.note_computed()
+        add_tokens(launched.result, batch.chunks, sampled)
+        return 1
 
-    def _compute(self, batch: Batch, laps: devices.Laps, result: StepResult) -> Sampled:
+    def _forward(self, batch: Batch, launched: Launched) -> torch.Tensor | None:
+        """→ logits [num_sampled, vocab_size_local], if any are wanted."""
         hidden = self.model.forward(batch.token_ids, batch.context, self.attention)
         logits = self.model.logits(hidden[batch.sampled_rows]) if batch.sampled else None
-        laps.mark()
+        launched.laps.mark()
         if batch.prompts:
             found = self.sampler.logprobs.of_prompts(hidden, batch.prompts, self.model.logits)
-            add_prompts(result, batch.prompts, found)
-        return self.sampler.sample(logits, batch.sampled) if logits is not None else Sampled([], [], [], [])
+            add_prompts(launched.result, batch.prompts, found)
+        return logits
 
     @torch.inference_mode()
     def _record_graphs(self, config: ShardConfig) -> DecodeGraphs | None:
-        """Of decode steps, where a device plays records and the model orders the same kernels each time."""
         sizes = self._decode_sizes(config)
         if not sizes or not self.attention.fixed_launches:
             return None
-        start_seconds = time.perf_counter()
         max_blocks = min(-(-self.max_positions // self.block_size), self.num_blocks)
-        try:
-            limits = max_blocks, self.block_size
-            graphs = DecodeGraphs(self.model, self.attention, self.sampler, sizes, *limits, self.device, CudaRecorder())
-        except torch.OutOfMemoryError as error:
-            logger.warning("no memory to record decode steps (--cuda-graphs): %s", str(error).splitlines()[0])
-            return None
-        seconds = time.perf_counter() - start_seconds
-        logger.info("decode steps recorded sizes=%s seconds=%.1f", ",".join(map(str, graphs.sizes)), seconds)
-        return graphs if graphs.sizes else None
+        return record(self.model, self.attention, self.sampler, sizes, max_blocks, self.block_size, self.device)
 
     def _decode_sizes(self, config: ShardConfig) -> list[int]:
         """Of the batches whose steps are to be recorded. Not with several ranks: they would have to agree on what each of them
@@ -232,23 +262,12 @@ class Runner:
         most = FEW_ROWS if config.quantize == "bitsandbytes" else self.max_batch_tokens
         return [size for size in config.decode_sizes if size <= most]
 
-    def _default_batch_tokens(self) -> int:
-        default = CUDA_BATCH_TOKENS if self.device.type == "cuda" else CPU_BATCH_TOKENS
-        if self.model.chunked_prefill:
-            return default
-        return max(default, min(self.model.config.max_positions, WHOLE_PROMPT_TOKENS))
-
     def _make_cache(self, num_blocks: int) -> KVCache:
         return KVCache(self.model.kv_shapes, num_blocks, self.block_size, self.kv_cache_dtype, self.device)
 
     def _make_sequences(self, num_blocks: int) -> Sequences:
         vocab_size, decoding = self.model.config.vocab_size, self.model.decoding
         return Sequences(self.block_size, num_blocks, self.max_batch_tokens, vocab_size, decoding)
-
-    def _block_size(self, wanted: int) -> int:
-        if self.model.state_bytes == 0:
-            return wanted
-        return STATE_BLOCK_SIZE if self.model.kv_shapes else self.max_positions
 
     def _num_blocks(self, config: ShardConfig) -> int:
         """How many blocks this rank can hold.
@@ -272,10 +291,10 @@ class Runner:
         self.cache = self._make_cache(num_blocks)
         self.attention = self.model.make_attention(self.cache)
         self.sequences = self._make_sequences(num_blocks)
-        step = self.full_step()
+        step = full_step(self.max_batch_tokens, self.max_positions, self.block_size)
         torch.cuda.reset_peak_memory_stats(self.device)
         with torch.inference_mode():
-            self._forward(step)
+            self._run(step)
         peak = torch.cuda.max_memory_allocated(self.device)
         cache_bytes = sum(tensor.nbytes for tensor in (*self.cache.keys, *self.cache.values))
         del self.cache, self.attention
@@ -289,17 +308,6 @@ class Runner:
         """What recorded steps hold, of which logits are nearly all: in the weights' type, in float32, and as they are kept."""
         largest = max(self._decode_sizes(config), default=0)
         return largest * self.sampler.vocab_size_local * (self.dtype.itemsize + 2 * torch.float32.itemsize)
-
-    def full_step(self) -> Step:
-        """Prompts that fill a step, as long as the model has positions."""
-        step, first_block = Step(), 0
-        for number, start in enumerate(range(0, self.max_batch_tokens, self.max_positions)):
-            length = min(self.max_positions, self.max_batch_tokens - start)
-            blocks = range(first_block, first_block - (-length // self.block_size))
-            first_block = blocks.stop
-            step.add.add(id=number, token_ids=[0] * length, prompt_logprobs=True, num_top_tokens=1)
-            step.work.add(sequence_id=number, start=0, length=length, block_ids=blocks, sample=True)
-        return step
 
 
 def load_runner(config: ShardConfig, path: Path) -> Runner:

@@ -31,12 +31,9 @@ class Sampled(NamedTuple):
     top_logprobs: list[list[float]]
 
     @classmethod
-    def of_greedy(cls, steps: list["Greedy"]) -> list["Sampled"]:
-        """Of several steps, in two copies from the device."""
-        token_ids = torch.stack([greedy.token_ids for greedy in steps]).tolist()
-        logprobs = torch.stack([greedy.logprobs for greedy in steps]).tolist()
-        nothing: list[list[Any]] = [[] for _ in token_ids[0]]
-        return [cls(*rows, nothing, nothing) for rows in zip(token_ids, logprobs, strict=True)]
+    def of_greedy(cls, token_ids: list[int], logprobs: list[float]) -> "Sampled":
+        nothing: list[list[Any]] = [[] for _ in token_ids]
+        return cls(token_ids, logprobs, nothing, nothing)
 
 
 class Greedy(NamedTuple):
@@ -95,14 +92,11 @@ class Sampler:
             logprobs[drawn] = (full.gather(1, chosen.unsqueeze(1)).squeeze(1) - log_total[drawn]).float()
         return Sampled(token_ids.tolist(), logprobs.tolist(), *self._top(logits, token_ids, sequences))
 
-    def takes_greedy(self, sequences: list[SequenceState]) -> bool:
-        """Whether all that these sequences ask for is what is greedy by the model's own logits."""
-        asked = ((sequence.sampling, sequence.num_top_tokens) for sequence in sequences)
-        return not (self.rules or any(sampling.do_sample or sampling.changes_logits or top for sampling, top in asked))
-
     def greedy(self, logits: torch.Tensor) -> Greedy:
         value, index = largest(logits)
         total = log_sum(logits)
+        if self.parallel.world_size == 1:
+            return Greedy(index, value - total, total.double())
         # float64 holds every token id exactly, so that one gather carries all three.
         local = torch.stack([value.double(), (index + self.rows.start).double(), total.double()])
         values, ids, totals = self.parallel.all_gather(local).unbind(1)  # [world_size, num_rows] each

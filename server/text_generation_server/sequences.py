@@ -31,6 +31,10 @@ class SequenceState:
     num_computed: int | None = None  # positions whose keys and values are there; None before the first work
     num_added_tokens: int = 0  # that it came with: the prompt, and after a preemption what it had generated
     lookup: PromptLookup | None = None  # made when first asked for guesses
+    takes_greedy: bool = dataclasses.field(init=False)  # whether all it asks for is the likeliest token, next to the prompt's
+
+    def __post_init__(self) -> None:
+        self.takes_greedy = not (self.sampling.do_sample or self.sampling.changes_logits or self.num_top_tokens)
 
     @classmethod
     def from_proto(cls, message: NewSequence, decoding: Decoding | None) -> "SequenceState":
@@ -135,6 +139,12 @@ class Chunk:
         return self.sequence.with_guesses(self.guesses).token_ids[self.start : self.end]
 
     @property
+    def is_greedy(self) -> bool:
+        """Whether nothing is asked of it but the likeliest token."""
+        sequence = self.sequence
+        return sequence.takes_greedy and not (sequence.prompt_logprobs and self.start < sequence.num_prompt_tokens)
+
+    @property
     def sampled(self) -> list[SequenceState]:
         """The sequence before each token that is sampled, one for each of the chunk's last rows."""
         return [self.sequence.with_guesses(self.guesses[:index]) for index in range(len(self.guesses) + 1)]
@@ -143,15 +153,21 @@ class Chunk:
         self.guesses = guesses
         self.length += len(guesses)
 
+    def promise(self, row: int) -> None:
+        """The sequence's next token will be in this row of those that the device chooses, and known here later. Until then
+        ~row, which is no token's id, stands in its place."""
+        self.sequence.num_computed = len(self.sequence.token_ids)
+        self.sequence.token_ids.append(~row)
+
     def accept(self, token_ids: list[int]) -> int:
-        """Enters what was sampled after the chunk's own last token and after each guess, as far as the guesses were right.
-        Returns how many were."""
+        """Enters what was sampled after the chunk's own last token and after each guess, as far as the guesses were right, in
+        place of what was promised. Returns how many were."""
         num_right = 0
         while num_right < len(self.guesses) and self.guesses[num_right] == token_ids[num_right]:
             num_right += 1
-        sequence = self.sequence
-        sequence.token_ids += token_ids[: num_right + 1]
-        sequence.num_computed = len(sequence.token_ids) - 1
+        sequence, num_computed = self.sequence, self.end - len(self.guesses) + num_right
+        sequence.token_ids[num_computed - num_right : num_computed + 1] = token_ids[: num_right + 1]
+        sequence.num_computed = max(num_computed, sequence.num_computed or 0)
         if sequence.lookup is not None:
             sequence.lookup.learn(len(self.guesses), num_right)
         return num_right

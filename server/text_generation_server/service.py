@@ -33,6 +33,7 @@ from text_generation_server.config import ShardConfig
 from text_generation_server.errors import ConfigurationError, ModelError, ShardLost, StepError
 from text_generation_server.generation import Generation
 from text_generation_server.runner import Runner
+from text_generation_server.step_queue import StepQueue
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class ShardService(shard_pb2_grpc.ShardServicer):
         self.runner = runner
         self.lost: asyncio.Future[ShardLost] = asyncio.get_running_loop().create_future()
         self._device_thread = device_thread
+        self._steps = StepQueue(runner, device_thread)
         self._driver = asyncio.Lock()
         self._tokenizer: Tokenizer | None = None
 
@@ -134,10 +136,9 @@ class ShardService(shard_pb2_grpc.ShardServicer):
     async def _read(
         self, steps: AsyncIterator[Step], pending: asyncio.Queue[asyncio.Future[StepResult] | None]
     ) -> None:
-        loop = asyncio.get_running_loop()
         try:
             async for step in steps:
-                pending.put_nowait(loop.run_in_executor(self._device_thread, self.runner.execute, step))
+                pending.put_nowait(asyncio.wrap_future(self._steps.put(step)))
         finally:
             pending.put_nowait(None)
 

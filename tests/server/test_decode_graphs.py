@@ -1,9 +1,5 @@
-"""Recorded decode steps give the tokens of steps that are not, whatever the batch and what it asks for.
+"""Recorded decode steps give the tokens of steps that are not, whatever the batch and what it asks for."""
 
-A record is played here by running its function again: it sees the same memory, as CUDA's graphs do.
-"""
-
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +8,10 @@ import torch
 
 from triton_interpreter import DEVICE  # isort: skip  before what has kernels
 from random_models import save_random_model
+from recorded_steps import Again, with_graphs
 from runner_steps import BLOCKS_PER_SEQUENCE, make_runner, make_step
 from text_generation_proto.shard_pb2 import SamplingParameters, Step
-from text_generation_server.attention.paged_triton import TritonAttention
 from text_generation_server.batch import Batch
-from text_generation_server.decode_graphs import DecodeGraphs
 from text_generation_server.runner import Runner
 from tiny_models import save_random_bloom
 
@@ -35,36 +30,6 @@ BURST = 15  # more than what is left of a first block
 @pytest.fixture(scope="module")
 def small_bloom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_random_bloom(tmp_path_factory.mktemp("small-bloom"), 2, 1)
-
-
-class Again:
-    """A recorder that counts what it records and plays."""
-
-    def __init__(self, refused: tuple[int, ...] = ()) -> None:
-        self.refused = refused
-        self.num_records = self.num_plays = 0
-
-    def record(self, function: Callable[[], None]) -> Callable[[], object]:
-        self.num_records += 1
-        if self.num_records in self.refused:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        function()
-
-        def play() -> None:
-            self.num_plays += 1
-            function()
-
-        return play
-
-
-@torch.inference_mode()
-def with_graphs(runner: Runner, sizes: list[int], recorder: Again) -> Runner:
-    attention = runner.attention
-    runner.attention = TritonAttention(runner.cache, attention.slopes)
-    runner.graphs = DecodeGraphs(
-        runner.model, runner.attention, runner.sampler, sizes, BLOCKS_PER_SEQUENCE, runner.block_size, runner.device, recorder
-    )
-    return runner
 
 
 def answer(runner: Runner, num_sequences: int) -> tuple[list[tuple[int, int]], list[float]]:

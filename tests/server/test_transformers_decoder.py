@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from random_models import save_random_model
 from runner_steps import generate, make_runner, make_step
+from text_generation_server.capacity import full_step
 from text_generation_server.errors import ConfigurationError, ModelError
 from text_generation_server.models import ModelFolder
 from text_generation_server.models.transformers_loader import TransformersLoader
@@ -109,7 +110,7 @@ def test_a_text_ends_where_its_rotary_positions_would_be_stretched(tmp_path: Pat
 def test_the_fullest_step_is_no_longer_than_the_model_has_positions(tmp_path: Path, model_type: str) -> None:
     runner = make_runner(save_random_model(tmp_path, model_type), max_batch_tokens=300)
     assert runner.max_positions < 300
-    result = runner.execute(runner.full_step())
+    result = runner.execute(full_step(runner.max_batch_tokens, runner.max_positions, runner.block_size))
     assert not result.error
     assert sum(len(prompt.logprobs) + 1 for prompt in result.prompts) == 300
 

@@ -12,6 +12,7 @@ from triton import next_power_of_2
 from text_generation_server.attention.context import ForwardContext
 from text_generation_server.attention.kind import Attend, AttentionKind
 from text_generation_server.attention.paged_kernels import attend_kernel, combine_kernel, write_kernel
+from text_generation_server.device import send
 from text_generation_server.kv_cache import KVCache, bits
 
 DECODE_ROWS = 16  # the least that tensor cores multiply; most of them are empty, and memory is what is waited for
@@ -39,7 +40,7 @@ class TritonAttention:
         query_starts: torch.Tensor | None = None
         if context.num_decodes < len(context.query_lengths):
             starts = [0, *itertools.accumulate(context.query_lengths)]
-            query_starts = torch.tensor(starts, dtype=torch.int32, device=context.positions.device)
+            query_starts = send(starts, torch.int32, context.positions.device)
 
         def attend(
             layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: AttentionKind
