@@ -10,6 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import logging
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -96,6 +97,7 @@ class Launch:
         self._status = LaunchStatus(Path(config.launch_status_path))
         self._shards = ShardGroup(self._sockets, self._start_shard, SHARD_GRACE_SECONDS)
         self._router: Child | None = None
+        self._claim: socket.socket | None = None  # to the sockets' path
         self._budget = RestartBudget(config.max_restarts, config.restart_window_seconds)
         self._num_stop_requests = 0
         self._last_stop_request = -SAME_SIGNAL_SECONDS
@@ -125,6 +127,7 @@ class Launch:
                 time.sleep(POLL_SECONDS)
         except LaunchError as error:
             failure = None if self._stopped() else str(error)  # a download that was stopped has not failed
+            self._say_over()
         finally:
             self._stop_all()
         if failure is None:
@@ -140,6 +143,7 @@ class Launch:
             preflight.check_folder(folder)
         preflight.check_port(self._config.hostname, self._config.port)
         preflight.check_sockets(self._sockets)
+        self._claim = preflight.claim(self._config.shard_uds_path)
         return folder
 
     def _bring_up(self, folder: Path | None) -> None:
@@ -179,6 +183,12 @@ class Launch:
             self._next_waiting_log = now + WAITING_LOG_SECONDS
             log.info("waiting for shards ranks=%s", ",".join(map(str, missing)))
 
+    def _say_over(self) -> None:
+        """What runs is not to wait for shards that nobody starts again."""
+        if self._router is not None and self._shards.first_dead() is not None:
+            with contextlib.suppress(LaunchError):
+                self._status.write("giving up", self._folder, is_over=True)
+
     def _look_after_router(self) -> None:
         assert self._router is not None
         if self._router.returncode is None:
@@ -196,6 +206,8 @@ class Launch:
             stop([self._router], grace_seconds, self._hurried)
         self._shards.stop(self._hurried)
         self._status.remove()
+        if self._claim is not None:
+            self._claim.close()
 
     def _stopped(self) -> bool:
         return self._num_stop_requests > 0

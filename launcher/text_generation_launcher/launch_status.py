@@ -1,6 +1,7 @@
 """LaunchStatus: how far the launch is, in a small file for the router, which answers HTTP before there is anything behind it.
 
-In: a stage in words, and the model's folder once it is known. Out: {"stage": "...", "model_path": "..." or null}.
+In: a stage in words, the model's folder once it is known, and whether it is all over. Out: {"stage": "...", "model_path": "..."
+or null, "is_over": false}.
 Whoever reads it sees the old one or the new one, never half of it.
 """
 
@@ -17,9 +18,9 @@ class LaunchStatus:
         self._path = path
         self._is_ours = False
 
-    def write(self, stage: str, model_path: Path | None) -> None:
+    def write(self, stage: str, model_path: Path | None, is_over: bool = False) -> None:
         """Raises: LaunchError."""
-        status = {"stage": stage, "model_path": None if model_path is None else str(model_path)}
+        status = {"stage": stage, "model_path": None if model_path is None else str(model_path), "is_over": is_over}
         new = self._path.with_name(f"{self._path.name}.new")
         try:
             new.unlink(missing_ok=True)

@@ -80,9 +80,10 @@ async def run_until_signal(serving: Serving, startup: Startup) -> None:
     try:
         await _listen(runner, config)
         await _first_of(stopping.wait(), startup.run())
-        logger.info("stopping grace_seconds=%g", config.graceful_termination_timeout)
+        grace_seconds = startup.grace_seconds()
+        logger.info("stopping grace_seconds=%g", grace_seconds)
         await asyncio.gather(*(site.stop() for site in runner.sites))
-        await engine.stop(config.graceful_termination_timeout)
+        await engine.stop(grace_seconds)
     finally:
         await engine.stop(grace_seconds=0)
         await runner.cleanup()

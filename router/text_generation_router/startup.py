@@ -40,6 +40,12 @@ class Startup:
         gc.freeze()  # what is here by now stays: no collection in the middle of an answer has to look through it
         await asyncio.gather(self._engine.wait_failed(), self._follow_launch())
 
+    def grace_seconds(self) -> float:
+        """For what runs when the server is to stop: none where the launcher has given up shards that died."""
+        path = self._config.launch_status_path
+        status = LaunchStatus.read(path) if path else None
+        return 0.0 if status and status.is_over else self._config.graceful_termination_timeout
+
     def _load(self, folder: pathlib.Path) -> None:
         config_path = self._config.tokenizer_config_path
         self._tokenizer.load(folder)

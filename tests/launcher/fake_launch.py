@@ -80,13 +80,13 @@ class FakeLaunch:
         wait_until(lambda: bool(self.pids("router")))
 
     @property
-    def launch_status(self) -> dict[str, str | None] | None:
+    def launch_status(self) -> dict[str, str | bool | None] | None:
         """What the launcher tells the router; None where there is no such file."""
         file = self.folder / "s-status"
         return json.loads(file.read_text()) if file.exists() else None
 
     def wait_for_status(self, stage: str, model_path: Path | None) -> None:
-        expected = {"stage": stage, "model_path": None if model_path is None else str(model_path)}
+        expected = {"stage": stage, "model_path": None if model_path is None else str(model_path), "is_over": False}
         wait_until(lambda: self.launch_status == expected)
 
     @property

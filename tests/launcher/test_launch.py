@@ -81,6 +81,26 @@ def test_max_restarts_0_ends_everything_at_the_first_death(tmp_path: Path) -> No
     assert len(fake.pids("shard-0")) == 1
 
 
+def test_a_router_that_waits_for_shards_is_told_that_none_will_come(tmp_path: Path) -> None:
+    with FakeLaunch(tmp_path, router="stubborn", overrides={"max_restarts": 0}) as fake:
+        fake.wait_until_up()
+        assert fake.launch_status and not fake.launch_status["is_over"]
+        os.kill(fake.pids("shard-0")[0], signal.SIGKILL)
+        wait_until(lambda: bool(fake.launch_status and fake.launch_status["is_over"]))
+        os.kill(fake.pids("router")[0], signal.SIGKILL)
+        assert fake.wait() == 1
+
+
+def test_two_launchers_do_not_start_on_one_path(tmp_path: Path) -> None:
+    """The first one's shards are not up yet."""
+    with FakeLaunch(tmp_path, overrides={"model_id": "some/name"}) as first:
+        wait_until(lambda: bool(first.pids("download")))
+        with FakeLaunch(tmp_path) as second:
+            assert second.wait() == 1
+        assert "another server starts or runs on" in second.messages[-1]
+    assert first.status == 0
+
+
 def test_restarts_longer_ago_than_the_window_do_not_count() -> None:
     budget = RestartBudget(max_restarts=1, window_seconds=0.0)
     budget.spend("first")
@@ -160,7 +180,7 @@ def test_a_folder_that_may_need_conversion_is_named_from_the_start(tmp_path: Pat
 def test_the_status_says_that_shards_start_and_start_again(tmp_path: Path) -> None:
     with FakeLaunch(tmp_path) as fake:
         wait_until(lambda: bool(fake.pids("router")))
-        assert fake.launch_status == {"stage": "starting the shards", "model_path": str(tmp_path)}
+        fake.wait_for_status("starting the shards", tmp_path)
         fake.wait_until_up()
         os.kill(fake.pids("shard-0")[0], signal.SIGKILL)
         fake.wait_for_status("starting the shards again", tmp_path)

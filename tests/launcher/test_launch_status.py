@@ -15,9 +15,10 @@ def test_it_is_one_json_object_written_anew_each_time(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "s-status").read_text()) == {
         "stage": "downloading the weights of some/name",
         "model_path": None,
+        "is_over": False,
     }
-    status.write("starting the shards", Path("/models/ü"))
-    assert json.loads((tmp_path / "s-status").read_text()) == {"stage": "starting the shards", "model_path": "/models/ü"}
+    status.write("giving up", Path("/models/ü"), is_over=True)
+    assert json.loads((tmp_path / "s-status").read_text()) == {"stage": "giving up", "model_path": "/models/ü", "is_over": True}
     status.remove()
     assert list(tmp_path.iterdir()) == []
 

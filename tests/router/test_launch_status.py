@@ -8,10 +8,11 @@ from text_generation_router.launch_status import LaunchStatus
 
 
 @pytest.mark.parametrize("model_path", [None, pathlib.Path("/models/a b")])
-def test_what_the_launcher_writes_is_what_is_read(tmp_path, model_path):
+@pytest.mark.parametrize("is_over", [False, True])
+def test_what_the_launcher_writes_is_what_is_read(tmp_path, model_path, is_over):
     path = tmp_path / "status"
-    Writer(path).write("downloading the model", model_path)
-    assert LaunchStatus.read(str(path)) == LaunchStatus("downloading the model", model_path)
+    Writer(path).write("downloading the model", model_path, is_over)
+    assert LaunchStatus.read(str(path)) == LaunchStatus("downloading the model", model_path, is_over)
 
 
 def test_a_launcher_that_has_not_begun_says_nothing(tmp_path):

@@ -111,9 +111,17 @@ async def first_answer(session: aiohttp.ClientSession, path: str) -> aiohttp.Cli
             await asyncio.sleep(0.05)
 
 
-async def stopped_while_running(model_folder: str, port: int, grace_seconds: float, finish_after: float):
+async def stopped_while_running(
+    model_folder: str, port: int, grace_seconds: float, finish_after: float, launch_status_path: str | None = None
+):
     """The status of a request that runs when SIGTERM comes, and how long the server took to return after that."""
-    config = RouterConfig(model_folder, hostname="127.0.0.1", port=port, graceful_termination_timeout=grace_seconds)
+    config = RouterConfig(
+        model_folder,
+        hostname="127.0.0.1",
+        port=port,
+        graceful_termination_timeout=grace_seconds,
+        launch_status_path=launch_status_path,
+    )
     tokenizer, template, metrics = Tokenizer(num_workers=1), ChatTemplate(), Metrics()
     engine = FakeEngine(tokenizer, [5, 2])
     engine.goes_on = asyncio.Event()
@@ -150,3 +158,10 @@ async def test_a_request_may_use_most_of_the_grace(model_folder, port):
 async def test_a_request_that_outlasts_the_grace_is_told_so(model_folder, port):
     answer, seconds = await stopped_while_running(model_folder, port, grace_seconds=0.5, finish_after=60)
     assert answer.status == 424 and 0.4 < seconds < 1.5
+
+
+async def test_nobody_waits_for_shards_that_the_launcher_has_given_up(model_folder, port, tmp_path):
+    path = tmp_path / "status"
+    path.write_text(json.dumps({"stage": "giving up", "model_path": model_folder, "is_over": True}))
+    answer, seconds = await stopped_while_running(model_folder, port, 60, finish_after=60, launch_status_path=str(path))
+    assert answer.status == 424 and seconds < 2
