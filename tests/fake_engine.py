@@ -6,7 +6,6 @@ In: token ids, and how the script goes wrong or waits. Out: the interface of `te
 import asyncio
 import time
 
-from text_generation_router.engine import Place
 from text_generation_router.errors import GenerationFailed, RequestError
 from text_generation_router.limits import Limits
 from text_generation_router.sequence import PromptScore, Request, Sequence
@@ -68,10 +67,9 @@ class FakeEngine:
     def update_gauges(self) -> None:
         self.calls.append("update_gauges")
 
-    def admit(self) -> Place:
+    def check_room(self, num_requests: int = 1) -> None:
         if self.refusal:
             raise self.refusal
-        return Place(self)  # type: ignore[arg-type]
 
     def submit(self, requests: list[Request], mailbox: Mailbox) -> "list[FakeStream]":
         if self.refusal:

@@ -23,6 +23,7 @@ from text_generation_router.api.route import ARRIVAL, OPENAI_ERRORS, Route, erro
 from text_generation_router.api.serving import Serving
 from text_generation_router.api.status import StatusApi
 from text_generation_router.api.tokenize import TokenizeApi
+from text_generation_router.engine import Place
 from text_generation_router.errors import InternalError, RequestError, Unauthorized
 from text_generation_router.sse import FAILURE
 
@@ -107,8 +108,11 @@ async def _counted(request: web.Request, handler: Handler) -> web.StreamResponse
 
 
 async def _admitted(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuses at once what has no place, before its body is read."""
-    arrival = Arrival(time.monotonic(), request.app[SERVING].engine.admit())
+    """Refuses at once what there is no room for, before its body is read; with that it takes a place, not before: who sends
+    none takes none."""
+    engine = request.app[SERVING].engine
+    engine.check_room()
+    arrival = Arrival(time.monotonic(), Place(engine))
     request[ARRIVAL] = arrival
     try:
         return await handler(request)

@@ -31,15 +31,23 @@ MAX_CRASHES = 3  # a request that was being computed in this many crashes is tak
 
 
 class Place:
-    """What a request holds among those in flight until it has sequences of its own."""
+    """What a request holds among those in flight while it is checked, until it has sequences of its own."""
 
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
+        self._is_held = False
+
+    def take(self) -> None:
+        """
+        Raises:
+            NotReady, Overloaded: as `Engine.check_room`.
+        """
+        self._engine.check_room()
         self._is_held = True
-        engine.num_places += 1
+        self._engine.num_places += 1
 
     def free(self) -> None:
-        """Does nothing the second time."""
+        """Does nothing the second time, nor where it was never taken."""
         self._engine.num_places -= self._is_held
         self._is_held = False
 
@@ -80,23 +88,27 @@ class Engine:
             self._loop_task.cancel()
             await asyncio.gather(self._loop_task, return_exceptions=True)
 
-    def admit(self) -> Place:
-        """A place for a request that is still to be checked, before any work is put into it.
+    def check_room(self, num_requests: int = 1) -> None:
+        """For so many more, before any work is put into them.
 
         Raises:
             NotReady: the shards have never answered yet, or the server is shutting down.
             Overloaded: too many requests are in flight.
         """
-        self._refuse_more_than_fit(1)
-        return Place(self)
+        if self.model is None:
+            raise NotReady(self.status)
+        if self._stopping:
+            raise NotReady("the server is shutting down")
+        if len(self._streams) + self.num_places + num_requests > self._config.max_concurrent_requests:
+            raise Overloaded()
 
     def submit(self, requests: list[Request], mailbox: Mailbox) -> list[GenerationStream]:
         """Queues all of them or none; their events come to `mailbox`.
 
         Raises:
-            NotReady, Overloaded: as `admit`.
+            NotReady, Overloaded: as `check_room`.
         """
-        self._refuse_more_than_fit(len(requests))
+        self.check_room(len(requests))
         assert self._scheduler is not None, "admitted before adopted: this is a bug"
         streams = [self._make_stream(request, mailbox) for request in requests]
         for stream in streams:
@@ -125,19 +137,11 @@ class Engine:
         metrics.kv_cache_block_size.set(blocks.block_size)
         metrics.kv_cache_num_blocks.set(blocks.num_blocks)
 
-    def _refuse_more_than_fit(self, num_requests: int) -> None:
-        if self.model is None:
-            raise NotReady(self.status)
-        if self._stopping:
-            raise NotReady("the server is shutting down")
-        if len(self._streams) + self.num_places + num_requests > self._config.max_concurrent_requests:
-            raise Overloaded()
-
     def _make_stream(self, request: Request, mailbox: Mailbox) -> GenerationStream:
         assert self.model is not None, "admitted before adopted: this is a bug"
         criteria = StoppingCriteria(request.max_new_tokens, self.model.eos_token_ids, request.stop, request.keep_stop)
-        sequence = Sequence(next(self._ids), request)
-        return GenerationStream(sequence, criteria, self._tokenizer, mailbox, on_cancel=self._release)
+        sequence, begins_text = Sequence(next(self._ids), request), self.model.decoder_start_token_id is not None
+        return GenerationStream(sequence, criteria, self._tokenizer, mailbox, self._release, begins_text)
 
     def _release(self, stream: GenerationStream) -> None:
         """The reader is done: a sequence that still runs is dropped with the next step. Does nothing the second time."""

@@ -39,7 +39,9 @@ class GenerationStream:
         tokenizer: Tokenizer,
         mailbox: "Mailbox",
         on_cancel: Callable[["GenerationStream"], None],
+        begins_text: bool = False,
     ) -> None:
+        """`begins_text`: the answer goes on from no prompt, but is a text of its own."""
         self.sequence = sequence
         self._criteria = criteria
         self._tokenizer = tokenizer
@@ -47,6 +49,8 @@ class GenerationStream:
         self._on_cancel = on_cancel
         self._detokenizer = tokenizer.detokenizer()
         self._text = ""
+        self._is_at_start = begins_text
+        self._num_hidden = 0  # characters at the start of the tokens' text that are not the answer's
 
     @property
     def queue_seconds(self) -> float:
@@ -64,6 +68,8 @@ class GenerationStream:
         """Makes a token's text and passes it on. Returns whether a stop sequence ended the generation."""
         special = token_id in self._tokenizer.special_token_ids
         piece = "" if special else self._detokenizer.push(token_id)
+        if reason is None and special and self._tokenizer.token_text(token_id) in self.sequence.request.stop:
+            reason = "stop_sequence"  # though it has no text
         if reason is not None:
             piece += self._detokenizer.flush()
         piece, stopped = self._criteria.push_text(piece)
@@ -71,9 +77,12 @@ class GenerationStream:
         if reason is not None and not stopped:
             piece += self._criteria.flush()
         self._text += piece
-        generated_text = self._text if reason else None
+        if self._is_at_start and not special:
+            self._is_at_start = False
+            self._num_hidden = int(self._tokenizer.hides_space(token_id))
+        generated_text = self._text[self._num_hidden :] if reason else None
         self._mailbox.put(self, TokenEvent(token_id, piece, logprob, special, top_tokens, reason, generated_text))
-        return stopped is not None
+        return reason == "stop_sequence"
 
     def fail(self, error: RequestError) -> None:
         self._mailbox.put(self, error)

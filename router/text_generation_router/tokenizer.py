@@ -75,6 +75,11 @@ class Tokenizer:
         special = self._special_texts.get(token_id)
         return self._token_bytes[token_id] if special is None else special.encode()
 
+    def hides_space(self, token_id: int) -> bool:
+        """Whether the token begins with a space that is not there where a text begins with the token: some tokenizers put one
+        before every text, and take it away again."""
+        return self.token_bytes(token_id).startswith(b" ") and not self._tokenizer.decode([token_id]).startswith(" ")
+
     def close(self) -> None:
         self._workers.shutdown(wait=False, cancel_futures=True)
 

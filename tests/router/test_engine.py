@@ -25,7 +25,7 @@ from fakes import (
     until,
 )
 from text_generation_router.config import RouterConfig
-from text_generation_router.engine import Engine
+from text_generation_router.engine import Engine, Place
 from text_generation_router.errors import GenerationFailed, NotReady, Overloaded
 from text_generation_router.limits import limits
 from text_generation_router.metrics import Metrics
@@ -347,9 +347,12 @@ async def test_of_requests_that_come_together_all_are_taken_or_none(uds_path, to
 
 async def test_a_request_that_is_being_checked_has_its_place(uds_path, tokenizer):
     async with serving(uds_path, tokenizer, Script(), max_concurrent_requests=2) as (engine, _):
-        first, second = engine.admit(), engine.admit()
+        first, second, third = Place(engine), Place(engine), Place(engine)
+        first.take()
+        second.take()
         with pytest.raises(Overloaded):
-            engine.admit()
+            third.take()
+        third.free()
         first.free()
         first.free()
         with pytest.raises(Overloaded):
@@ -357,10 +360,10 @@ async def test_a_request_that_is_being_checked_has_its_place(uds_path, tokenizer
         second.free()
         streams = engine.submit([Request(PROMPT, 3)] * 2, Mailbox())
         with pytest.raises(Overloaded):
-            engine.admit()
+            third.take()
         for stream in streams:
             stream.cancel()
-        engine.admit()
+        third.take()
 
 
 async def test_a_stop_sequence_ends_once_when_two_results_come_together(uds_path, tokenizer, monkeypatch):
@@ -562,7 +565,7 @@ async def test_during_a_shutdown_nothing_new_is_taken(uds_path, tokenizer):
     async with serving(uds_path, tokenizer, Script()) as (engine, _):
         await engine.stop(0)
         with pytest.raises(NotReady, match="shutting down"):
-            engine.admit()
+            engine.check_room()
 
 
 async def test_gauges_show_what_runs_and_waits_and_in_the_end_nothing(uds_path, tokenizer):

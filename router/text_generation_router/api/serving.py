@@ -10,6 +10,7 @@ import importlib.metadata
 from aiohttp import web
 
 from text_generation_router.api.generation import Arrival, Checked, Generation
+from text_generation_router.api.route import ARRIVAL
 from text_generation_router.chat_template import ChatTemplate
 from text_generation_router.config import RouterConfig
 from text_generation_router.engine import Engine
@@ -43,6 +44,17 @@ class Serving:
         return decode(await self.read_bytes(http_request), body_type)
 
     async def read_bytes(self, http_request: web.Request) -> bytes:
+        """A request that generates has its place among those in flight afterwards.
+
+        Raises:
+            RequestError: as `read`, or there is no place left.
+        """
+        content = await self._content(http_request)
+        if arrival := http_request.get(ARRIVAL):
+            arrival.place.take()
+        return content
+
+    async def _content(self, http_request: web.Request) -> bytes:
         try:
             async with asyncio.timeout(self.body_seconds):
                 return await http_request.read()

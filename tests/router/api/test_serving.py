@@ -4,6 +4,7 @@ import dataclasses
 import pytest
 from aiohttp.test_utils import TestServer
 
+from fakes import until
 from text_generation_router.app import build_app
 from text_generation_router.errors import Overloaded
 
@@ -71,5 +72,32 @@ async def test_an_overloaded_server_reads_no_bodies(serving, engine):
     async with TestServer(build_app(serving)) as server:
         reader, writer = await asyncio.open_connection(server.host, server.port)
         writer.write(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+        assert (await asyncio.wait_for(reader.read(4096), 5)).startswith(b"HTTP/1.1 429 ")
+        writer.close()
+
+
+async def test_who_sends_no_body_keeps_nobody_out(serving, engine):
+    """Only with its body does a request count among those in flight."""
+    async with TestServer(build_app(serving)) as server:
+        reader, writer = await asyncio.open_connection(server.host, server.port)
+        writer.write(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n")
+        await asyncio.sleep(0.1)
+        assert engine.num_places == 0
+        engine.goes_on = asyncio.Event()
+        writer.write(b'{"inputs": "A"}')
+        await until(lambda: bool(engine.streams))
+        engine.goes_on.set()
+        assert (await asyncio.wait_for(reader.read(4096), 5)).startswith(b"HTTP/1.1 200 ")
+        assert engine.num_places == 0
+        writer.close()
+
+
+async def test_a_place_that_was_lost_while_the_body_came_is_a_429(serving, engine):
+    async with TestServer(build_app(serving)) as server:
+        reader, writer = await asyncio.open_connection(server.host, server.port)
+        writer.write(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n")
+        await asyncio.sleep(0.1)
+        engine.refusal = Overloaded()
+        writer.write(b'{"inputs": "A"}')
         assert (await asyncio.wait_for(reader.read(4096), 5)).startswith(b"HTTP/1.1 429 ")
         writer.close()
