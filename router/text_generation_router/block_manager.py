@@ -42,8 +42,8 @@ class BlockManager:
     def take_prefix(self, sequence: Sequence) -> None:
         """Gives a sequence without blocks the longest cached prefix of its tokens, in full blocks, and marks those tokens as
         scheduled. One token at least is left to compute: its logits are wanted."""
-        self._hash_blocks(sequence, len(sequence.token_ids) - 1)
-        for block_hash in sequence.block_hashes:
+        num_blocks = (len(sequence.token_ids) - 1) // self.block_size
+        for block_hash in self._hashes(sequence, num_blocks):
             block = self._block_of.get(block_hash)
             if block is None:
                 break
@@ -51,19 +51,19 @@ class BlockManager:
             self._num_owners[block] += 1
             sequence.block_ids.append(block)
         sequence.num_scheduled = len(sequence.block_ids) * self.block_size
-        del sequence.block_hashes[len(sequence.block_ids) :]
+        sequence.num_registered_blocks = len(sequence.block_ids)
 
     def register(self, sequence: Sequence, num_computed: int) -> None:
         """Makes the full blocks of `sequence` whose keys and values are computed findable for others."""
-        first = len(sequence.block_hashes)
-        if num_computed < (first + 1) * self.block_size:
+        first = sequence.num_registered_blocks
+        if num_computed < (first + 1) * self.block_size:  # so it is for most tokens
             return
-        self._hash_blocks(sequence, min(num_computed, len(sequence.token_ids)))
-        for index in range(first, len(sequence.block_hashes)):
-            block_hash, block = sequence.block_hashes[index], sequence.block_ids[index]
+        hashes = self._hashes(sequence, min(num_computed, len(sequence.token_ids)) // self.block_size)
+        for block_hash, block in zip(hashes[first:], sequence.block_ids[first : len(hashes)], strict=True):
             if block_hash not in self._block_of:
                 self._block_of[block_hash] = block
                 self._hash_of[block] = block_hash
+        sequence.num_registered_blocks = len(hashes)
 
     def release(self, sequence: Sequence) -> None:
         """Takes all blocks back. The last ones come first in the queue for reuse: a prefix is worth most at its front."""
@@ -72,7 +72,7 @@ class BlockManager:
             if self._num_owners[block] == 0:
                 self._free[block] = None
         sequence.block_ids = []
-        sequence.block_hashes = []
+        sequence.num_registered_blocks = 0
 
     def check_integrity(self, sequences: list[Sequence]) -> None:
         """Asserts that every block is free or owned by exactly the sequences that name it. For tests."""
@@ -92,12 +92,14 @@ class BlockManager:
             del self._block_of[known]
         return block
 
-    def _hash_blocks(self, sequence: Sequence, num_tokens: int) -> None:
-        """Extends `block_hashes` over the full blocks within the first `num_tokens` known tokens."""
+    def _hashes(self, sequence: Sequence, num_blocks: int) -> list[bytes]:
+        """Of the first so many blocks' tokens, all of them known. The sequence keeps what it takes long to find: while it waits
+        for room it is asked again with every step."""
         if not self.prefix_caching:
-            return
+            return []
         hashes = sequence.block_hashes
-        for index in range(len(hashes), num_tokens // self.block_size):
+        for index in range(len(hashes), num_blocks):
             tokens = sequence.token_ids[index * self.block_size : (index + 1) * self.block_size]
             parent = hashes[-1] if hashes else b""
             hashes.append(hashlib.sha256(parent + array.array("I", tokens).tobytes()).digest())
+        return hashes[:num_blocks]

@@ -161,6 +161,7 @@ class Scheduler:
             self._preempt(sequence)
         for sequence in self.waiting:
             sequence.num_pending = 0
+            sequence.block_hashes.clear()  # of blocks that may have had another size
         self.running.clear()
         self.in_flight.clear()
         self._dropped.clear()

@@ -81,7 +81,8 @@ class Sequence:
     num_crashes: int = 0
     first_scheduled_seconds: float | None = None
     block_ids: list[int] = dataclasses.field(default_factory=list)
-    block_hashes: list[bytes] = dataclasses.field(default_factory=list)
+    num_registered_blocks: int = 0  # that others can find
+    block_hashes: list[bytes] = dataclasses.field(default_factory=list)  # of its tokens, whether or not they have blocks
     prompt_scores: dict[int, PromptScore] = dataclasses.field(default_factory=dict)  # by position, from 1 on
 
     def __post_init__(self) -> None:

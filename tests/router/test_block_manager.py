@@ -1,3 +1,5 @@
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -88,10 +90,27 @@ def test_a_position_whose_token_is_not_known_yet_is_not_registered():
     running = sequence([1, 2, 3])
     manager.grow(running, 4)
     manager.register(running, 4)
-    assert running.block_hashes == []
+    assert running.num_registered_blocks == 0
     running.token_ids.append(4)
     manager.register(running, 4)
     assert num_cached(manager, [1, 2, 3, 4, 5]) == 4
+
+
+def test_who_waits_for_room_is_hashed_once(monkeypatch):
+    """It is asked for its prefix anew with every step, and a long one's hashes take longer than the step is made."""
+    manager = BlockManager(10, BLOCK_SIZE)
+    manager.release(computed(manager, list(range(8))))
+    waiting, hashed, sha256 = sequence(list(range(13))), [], hashlib.sha256
+    monkeypatch.setattr(hashlib, "sha256", lambda data: hashed.append(1) or sha256(data))
+    for _ in range(3):
+        manager.take_prefix(waiting)
+        assert waiting.num_scheduled == 8
+        manager.release(waiting)
+    assert len(hashed) == 3  # of the whole blocks that there are before the last token
+    manager.take_prefix(waiting)
+    manager.grow(waiting, 13)
+    manager.register(waiting, 13)
+    assert len(hashed) == 3 and num_cached(manager, list(range(13))) == 12
 
 
 def test_a_running_sequence_shares_its_prefix():

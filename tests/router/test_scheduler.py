@@ -493,6 +493,21 @@ def test_an_interruption_names_those_that_were_being_computed_and_not_those_that
     assert busy.interrupt(BlockManager(20, BLOCK_SIZE)) == [first]
 
 
+def test_shards_that_come_back_with_other_blocks_get_other_names_for_them():
+    busy, tokens = scheduler(max_batch_tokens=16), list(range(1, 2 * BLOCK_SIZE + 2))
+    first = add(busy, 0, tokens)
+    busy.schedule()
+    apply(busy, 50)
+    fresh = BlockManager(20, 2 * BLOCK_SIZE)
+    busy.interrupt(fresh)
+    busy.schedule()
+    apply(busy, 51)
+    busy.finish(first)
+    probe = Sequence(1, Request(tokens, 10))
+    fresh.take_prefix(probe)
+    assert probe.num_scheduled == 2 * BLOCK_SIZE
+
+
 def as_message(step: Step) -> shard_pb2.Step:
     message = shard_pb2.Step(
         id=step.id, drop=step.drop, num_iterations=step.num_iterations, num_speculative=step.num_speculative

@@ -115,8 +115,9 @@ class CompletionsApi:
         """The prompt goes out with the first token, the end with the last one. None where there is nothing to say."""
         text = "" if plan.prompt_only else event.text
         if plan.echo and answer.num_tokens == 1:
-            text = _prompt_text(answer, plan, self._serving.tokenizer) + text
-            rated.add_prompt(answer.sequence)
+            prompt_text = _prompt_text(answer, plan, self._serving.tokenizer)
+            text = prompt_text + text
+            rated.add_prompt(answer.sequence, prompt_text)
         if plan.logprobs and not plan.prompt_only:
             rated.add_token(event)
         reason = _reason(answer, plan) if answer.finish_reason else None
@@ -177,8 +178,9 @@ def _choice(index: int, answer: Answer, plan: _Plan, tokenizer: Tokenizer) -> Co
     rated = TokenLogprobs(tokenizer)
     text = "" if plan.prompt_only else answer.text
     if plan.echo:
-        text = _prompt_text(answer, plan, tokenizer) + text
-        rated.add_prompt(answer.sequence)
+        prompt_text = _prompt_text(answer, plan, tokenizer)
+        text = prompt_text + text
+        rated.add_prompt(answer.sequence, prompt_text)
     for event in answer.events if plan.logprobs and not plan.prompt_only else ():
         rated.add_token(event)
     logprobs = rated.take() if plan.logprobs else None

@@ -47,14 +47,20 @@ class TokenizeApi:
     async def _tokenize(self, http_request: web.Request) -> web.StreamResponse:
         self._serving.served()
         body = await self._serving.read(http_request, GenerateRequest)
-        return json_response(await self._tokens(body.inputs, add_special_tokens=True))
+        tokens = await self._tokens(body.inputs, add_special_tokens=True)
+        return await self._response(tokens)
 
     async def _chat_tokenize(self, http_request: web.Request) -> web.StreamResponse:
         self._serving.served()
         body = await self._serving.read(http_request, ChatRequest)
         messages = to_messages(body)
         text = await self._serving.tokenizer.in_worker(self._serving.chat_template.render, messages)
-        return json_response(ChatTokenizeResponse(await self._tokens(text, add_special_tokens=False), text))
+        tokens = await self._tokens(text, add_special_tokens=False)
+        return await self._response(ChatTokenizeResponse(tokens, text))
+
+    async def _response(self, answer: object) -> web.StreamResponse:
+        """It may be many times as long as the longest body that is read."""
+        return await self._serving.tokenizer.in_worker(json_response, answer)
 
     async def _tokens(self, text: str, add_special_tokens: bool) -> list[SimpleToken]:
         if not text:
@@ -63,10 +69,12 @@ class TokenizeApi:
             spans = await self._serving.tokenizer.encode_spans(text, add_special_tokens)
         except (TypeError, ValueError) as error:
             raise ValidationError(f"tokenizer error {error}") from error
-        return _simple_tokens(text, spans)
+        return await self._serving.tokenizer.in_worker(_simple_tokens, text, spans)
 
 
 def _simple_tokens(text: str, spans: list[TokenSpan]) -> list[SimpleToken]:
+    if text.isascii():
+        return [SimpleToken(span.token_id, text[span.start : span.end], span.start, span.end) for span in spans]
     offsets = [0, *itertools.accumulate(len(character.encode(errors="replace")) for character in text)]
     return [
         SimpleToken(span.token_id, text[span.start : span.end], offsets[span.start], offsets[span.end]) for span in spans

@@ -12,16 +12,16 @@ from text_generation_router.tokenizer import Tokenizer
 
 class VisibleTokens:
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+        self._detokenizer = tokenizer.detokenizer()
         self._waiting: collections.deque[TokenEvent] = collections.deque()
-        self._num_bytes_ahead = 0  # of text that is out, beyond the tokens that were shown
+        self._num_characters_ahead = 0  # of text that is out, beyond the tokens that were shown
 
     def push(self, event: TokenEvent) -> list[TokenEvent]:
         if not event.special:
             self._waiting.append(event)
-        self._num_bytes_ahead += len(event.text.encode())
+        self._num_characters_ahead += len(event.text)
         shown = []
-        while self._waiting and self._num_bytes_ahead > 0:
+        while self._waiting and self._num_characters_ahead > 0:
             shown.append(self._waiting.popleft())
-            self._num_bytes_ahead -= len(self._tokenizer.token_bytes(shown[-1].token_id))
+            self._num_characters_ahead -= len(self._detokenizer.push(shown[-1].token_id))
         return shown

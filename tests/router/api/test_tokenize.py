@@ -1,4 +1,8 @@
+import threading
+
 import pytest
+
+from text_generation_router.api import tokenize
 
 TEXTS = ["AAAA", "é日本🙂", "that is 日本🙂 é", "🦜", " A\n", "</s>A"]
 
@@ -22,6 +26,14 @@ async def test_tokens_look_like_this(client, engine):
 async def test_prompts_longer_than_the_limit_are_tokenized_and_parameters_passed_over(client, engine):
     answer = await client.post("/tokenize", inputs="A" * 100, parameters={"truncate": 3, "temperature": -1})
     assert len(answer.json) == 100 and engine.requests == []
+
+
+@pytest.mark.parametrize("name", ["_simple_tokens", "json_response"])
+async def test_what_takes_long_for_a_long_text_holds_no_stream_up(client, monkeypatch, name):
+    threads, function = [], getattr(tokenize, name)
+    monkeypatch.setattr(tokenize, name, lambda *arguments: threads.append(threading.get_ident()) or function(*arguments))
+    assert (await client.post("/tokenize", inputs="é")).status == 200
+    assert len(threads) == 1 and threads[0] != threading.get_ident()
 
 
 async def test_a_conversation_is_shown_as_the_prompt_that_it_becomes(client, engine):

@@ -58,3 +58,18 @@ async def test_tokens_that_only_looked_like_a_stop_sequence_show_when_that_is_cl
 async def test_the_parts_of_a_character_show_with_it(tokenizer):
     events = await events_of(tokenizer, "日")
     assert len(shown_texts(tokenizer, events)) == len(events) - 1 > 1
+
+
+async def test_a_byte_that_is_no_character_lets_no_token_of_a_stop_sequence_through(tokenizer):
+    """It comes out as U+FFFD, which has more bytes than it."""
+    [broken] = [token_id for token_id in range(340) if tokenizer.token_bytes(token_id) == b"\xff"]
+    text = await tokenizer.encode("OK STOP", add_special_tokens=False)
+    request, mailbox = Request([5], 99, stop=("STOP",), keep_stop=False), Mailbox()
+    criteria = StoppingCriteria(99, {EOS}, ("STOP",), keep_stop=False)
+    stream = GenerationStream(Sequence(0, request), criteria, tokenizer, mailbox, lambda stream: None)
+    events = []
+    for token_id in [broken] * 3 + text:
+        stream.push(token_id, -0.5, [], stream.ends_by_token(token_id))
+        events.append((await mailbox.get())[1])
+    assert "".join(event.text for event in events) == "\ufffd\ufffd\ufffdOK "
+    assert "".join(shown_texts(tokenizer, events)) == "\ufffd\ufffd\ufffdOK "
