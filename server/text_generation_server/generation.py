@@ -41,8 +41,8 @@ class Generation:
     def __init__(self, request: GenerateRequest, runner: Runner, tokenizer: Tokenizer) -> None:
         """
         Raises:
-            StepError: empty inputs or stop sequences, a parameter out of range, or more tokens than the KV cache holds or
-                a step computes, where it must compute a prompt as a whole.
+            StepError: empty inputs or stop sequences, a parameter out of range, or more tokens than the model has positions,
+                the KV cache holds or a step computes, where it must compute a prompt as a whole.
         """
         self.request = request
         self.runner = runner
@@ -80,6 +80,9 @@ class Generation:
             num_blocks = -(-(len(token_ids) + self.max_new_tokens) // self.runner.block_size)
             if not token_ids:
                 raise StepError("inputs cannot be empty")
+            if len(token_ids) + self.max_new_tokens > self.runner.max_positions:
+                most = f"the model has {self.runner.max_positions} positions"
+                raise StepError(f"{most}, input {index} needs {len(token_ids)} and max_new_tokens {self.max_new_tokens}")
             if len(token_ids) > self.runner.max_batch_tokens and not self.runner.model.chunked_prefill:
                 raise StepError(f"at most {self.runner.max_batch_tokens} tokens of an input")
             rows.append(_Row(index, token_ids, range(next_block, next_block + num_blocks)))

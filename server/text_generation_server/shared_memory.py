@@ -21,7 +21,7 @@ from text_generation_server.errors import ShardLost
 MEMORY_FOLDER = Path("/dev/shm")  # where Linux has files in memory
 SLOT_BYTES = 2**20
 FLAG_BYTES = 64  # a cache line each: ranks that wait do not slow down one that writes
-SIZE_BITS = 32
+SIZE_BITS = 21  # for sizes up to SLOT_BYTES, which leaves 42 to count calls: enough for centuries
 SPINS = 2000  # about 0.1 ms; then other threads of this process have their turn at each look
 NAP_AFTER_SECONDS = 0.005
 NAP_SECONDS = 0.0001

@@ -141,13 +141,20 @@ def test_an_empty_stop_sequence_is_refused(runner: Runner, tokenizer: Tokenizer)
     assert "stop" in refusal(runner, tokenizer, inputs=["a"], stop=[""])
 
 
-@pytest.mark.parametrize("max_new_tokens", [100_000, 2**32 - 1])
-def test_more_tokens_than_the_cache_holds_are_refused_at_once(
-    runner: Runner, tokenizer: Tokenizer, max_new_tokens: int
-) -> None:
-    message = refusal(runner, tokenizer, inputs=["a"], max_new_tokens=max_new_tokens)
+def test_more_tokens_than_the_cache_holds_are_refused_at_once(runner: Runner, tokenizer: Tokenizer) -> None:
+    message = refusal(runner, tokenizer, inputs=["a"] * 32, max_new_tokens=runner.max_positions - 1)
     assert message.startswith("inputs and max_new_tokens need ")
     assert message.endswith(f"KV blocks, there are {runner.num_blocks}")
+
+
+@pytest.mark.parametrize(("length", "max_new_tokens"), [(1, 2048), (1, 2**32 - 1), (2030, 20)])
+def test_more_tokens_than_the_model_has_positions_are_refused_at_once(
+    runner: Runner, tokenizer: Tokenizer, length: int, max_new_tokens: int
+) -> None:
+    """With several ranks a forward that fails would end them all."""
+    assert runner.max_positions == 2048
+    message = refusal(runner, tokenizer, inputs=["a", "a" * length], max_new_tokens=max_new_tokens)
+    assert message.startswith("the model has 2048 positions, input ")
 
 
 def test_more_inputs_than_tokens_of_a_step_are_refused(runner: Runner, tokenizer: Tokenizer) -> None:

@@ -16,6 +16,7 @@ from sweep import serve_and_compare
 from text_generation_server.errors import ConfigurationError, ModelError
 from text_generation_server.models import ModelFolder
 from text_generation_server.models.registry import Way, find_way
+from tiny_models import save_random_bloom
 
 PROMPT = [1, *range(40, 60), 9, 9, 250, 17]
 LLAMA_3 = {
@@ -26,6 +27,7 @@ LLAMA_3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+TIED = {"tie_word_embeddings": True}
 LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
 
 
@@ -57,6 +59,34 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(
         expected = Reference(folder).model(torch.tensor([PROMPT])).logits[0]
     torch.testing.assert_close(all_logits(runner, PROMPT), expected, rtol=1e-4, atol=1e-3)
     compare(Reference(folder).generate(PROMPT, 12), *generate(runner, PROMPT, 12, chunk=7))
+
+
+def test_llama_3s_positions_are_stretched_from_the_length_that_there_is_where_no_other_is_said(tmp_path: Path) -> None:
+    folder = save_random_model(tmp_path, "llama", max_position_embeddings=64)
+    config = json.loads((folder / "config.json").read_text())
+    del config["rope_parameters"]
+    stretch = {name: value for name, value in LLAMA_3.items() if name != "original_max_position_embeddings"}
+    config |= {"rope_theta": 500.0, "rope_scaling": stretch}
+    (folder / "config.json").write_text(json.dumps(config))
+    compare(Reference(folder).generate(PROMPT, 12), *generate(make_runner(folder), PROMPT, 12))
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "bloom"])
+def test_a_head_of_its_own_counts_though_the_configuration_ties_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, model_type: str
+) -> None:
+    """Somebody has trained it, and kept the configuration of before. transformers does so too."""
+    save = save_random_bloom if model_type == "bloom" else lambda folder: save_random_model(folder, model_type, **TIED)
+    folder = save(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    [embedding] = [tensors[name] for name in tensors if name.endswith(("embed_tokens.weight", "word_embeddings.weight"))]
+    tensors["lm_head.weight"] = embedding + torch.randn(embedding.shape, generator=torch.Generator().manual_seed(2))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    runner = make_runner(folder)
+    with torch.inference_mode():
+        expected = Reference(folder).model(torch.tensor([PROMPT])).logits[0]
+    torch.testing.assert_close(all_logits(runner, PROMPT), expected, rtol=1e-4, atol=1e-3)
+    assert "the head is not the embedding" in caplog.text
 
 
 def test_older_files_say_the_same_in_other_words(tmp_path: Path) -> None:

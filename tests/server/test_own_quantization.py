@@ -68,6 +68,30 @@ def test_fp8_is_served_where_nothing_computes_in_it(tmp_path: Path) -> None:
     compare(Reference(folder).generate(PROMPT, 10), *generate(make_runner(folder), PROMPT, 10))
 
 
+def test_what_the_whole_says_of_its_bits_counts_for_its_text_part(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 128, "intermediate_size": 128, "intermediate_size_mlp": 128}
+    folder = save_random_model(tmp_path, "llama4", text_config={**sizes, "head_dim": 32, "num_key_value_heads": 4})
+    tensors = load_file(folder / "model.safetensors")
+    halved = [name for name in tensors if name.endswith(("self_attn.q_proj.weight", "self_attn.o_proj.weight"))]
+    assert halved
+    for name in halved:
+        scale = tensors[name].abs().max() / torch.finfo(torch.float8_e4m3fn).max
+        tensors[name] = (tensors[name] / scale).to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale_inv"] = scale.reshape(1, 1)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    others = [name.removesuffix(".weight") for name in tensors if name.endswith(".weight") and name not in halved]
+    say_quantized(folder, {"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": others})
+    compare(Reference(folder).generate(PROMPT, 10), *generate(make_runner(folder), PROMPT, 10))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "bloom"])
+def test_a_configuration_that_says_null_is_of_plain_numbers(tmp_path: Path, model_type: str) -> None:
+    folder = SAVERS[model_type](tmp_path)
+    say_quantized(folder, None)
+    ModelFolder.read(folder).check_world_size(2)
+    assert make_runner(folder).folder.way.is_native
+
+
 def test_they_take_the_room_of_their_bits(folders: dict[tuple[str, str], Path], tmp_path: Path) -> None:
     plain = make_runner(SAVERS["llama"](tmp_path)).model.weight_bytes
     int8, nf4 = (make_runner(folders["llama", kind]).model.weight_bytes for kind in ("int8", "nf4"))

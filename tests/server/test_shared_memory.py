@@ -49,6 +49,14 @@ def test_types_are_kept(memories: list[SharedMemory], dtype: torch.dtype) -> Non
     assert all(torch.equal(found, torch.tensor([[0, 7], [1, 7], [2, 7]], dtype=dtype)) for found in gathered)
 
 
+def test_calls_are_counted_for_as_long_as_a_server_runs(memories: list[SharedMemory]) -> None:
+    """At a thousand steps a second, of 200 calls each, this is half a year."""
+    for memory in memories:
+        memory._num_calls = 200 * 1000 * 86400 * 183
+    gathered = on_all(memories, lambda memory: memory.all_gather(torch.full((SLOT_BYTES // 4,), float(memory.rank))))
+    assert all(found[:, 0].tolist() == [0, 1, 2] for found in gathered)
+
+
 def test_ranks_that_are_out_of_step_say_so(memories: list[SharedMemory]) -> None:
     def work(memory: SharedMemory) -> str:
         try:

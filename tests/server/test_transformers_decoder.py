@@ -16,6 +16,8 @@ from runner_steps import generate, make_runner, make_step
 from text_generation_server.capacity import full_step
 from text_generation_server.errors import ConfigurationError, ModelError
 from text_generation_server.models import ModelFolder
+from text_generation_server.models.placing import put_in_place
+from text_generation_server.models.tensor_plan import TensorPlan
 from text_generation_server.models.transformers_loader import TransformersLoader
 from text_generation_server.parallel import Parallel
 
@@ -31,6 +33,24 @@ def test_greedy_tokens_are_those_of_transformers_with_the_prompt_in_chunks(tmp_p
     answer = Reference(folder).generate(PROMPT, 12)
     assert len(set(answer.token_ids)) > 2, "the test wants an answer that is not one repeated token"
     compare(answer, *generate(make_runner(folder), PROMPT, 12, chunk=7))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [
+        ("llama4_text", {"attn_temperature_tuning": True, "floor_scale": 8, "attn_scale": 0.5, "no_rope_layers": [1, 0]}),
+        ("qwen2_moe", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
+    ],
+)
+@pytest.mark.parametrize("chunk", [7, 512])
+def test_what_a_model_says_in_its_configuration_alone_counts_wherever_a_token_lies(
+    tmp_path: Path, model_type: str, options: dict[str, object], chunk: int
+) -> None:
+    folder = save_random_model(tmp_path, model_type, **options)
+    plain = save_random_model(tmp_path / "plain", model_type)
+    answer = Reference(folder).generate(PROMPT, 12)
+    assert answer != Reference(plain).generate(PROMPT, 12), "the test wants an answer that it makes a difference to"
+    compare(answer, *generate(make_runner(folder), PROMPT, 12, chunk))
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "gemma2", "gpt2", "mixtral"])
@@ -76,6 +96,37 @@ def test_what_does_not_split_is_refused(tmp_path: Path, model_type: str, world_s
     folder = save_random_model(tmp_path, model_type)
     with pytest.raises(ConfigurationError, match=reason):
         ModelFolder.read(folder).check_world_size(world_size)
+
+
+def test_grouped_heads_that_do_not_divide_are_refused(tmp_path: Path) -> None:
+    folder = save_random_model(tmp_path, "falcon", new_decoder_architecture=True, num_kv_heads=2)
+    with pytest.raises(ConfigurationError, match="2 groups of heads cannot be split over 4 shards"):
+        ModelFolder.read(folder).check_world_size(4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({"layer_norm_epsilon": "1e-5"}, "layer_norm_epsilon"), ({"n_head": 5}, "config.json of .* describes no model")],
+)
+def test_a_configuration_that_makes_no_sense_is_said_in_one_line(
+    tmp_path: Path, changes: dict[str, object], reason: str
+) -> None:
+    folder = save_random_model(tmp_path, "gpt2")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(ModelError, match=reason) as caught:
+        make_runner(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tied_head_is_there_once(tmp_path: Path) -> None:
+    """On another device than the one it was loaded on, for which "meta" stands in here."""
+    model = AutoModelForCausalLM.from_pretrained(save_random_model(tmp_path, "gemma2", tie_word_embeddings=True)).eval()
+    with torch.device("meta"):
+        outline = type(model)(model.config)
+    put_in_place(model, TensorPlan(outline, Parallel()), torch.device("meta"), None)
+    head, embedding = model.lm_head.linear.weight, model.get_input_embeddings().weight
+    assert head.untyped_storage()._cdata == embedding.untyped_storage()._cdata
 
 
 def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:

@@ -3,12 +3,16 @@
 In: the checkpoint's [vocab_size, hidden_size] table. Out: modules that hold this rank's rows of it.
 """
 
+import logging
+
 import torch
 import torch.nn.functional as F
 
 from text_generation_server.layers.linear import head_storage, load_matrix, make_linear
 from text_generation_server.parallel import Parallel
 from text_generation_server.weights import Weights
+
+logger = logging.getLogger(__name__)
 
 
 class VocabEmbedding(torch.nn.Module):
@@ -34,6 +38,19 @@ class VocabEmbedding(torch.nn.Module):
         absent = (local < 0) | (local >= self.table.shape[0])
         vectors = F.embedding(local.masked_fill(absent, 0), self.table).to(self.dtype)
         return self.parallel.all_reduce(vectors.masked_fill_(absent.unsqueeze(-1), 0))
+
+
+def is_tied(weights: Weights, head: str, table: str, vocab_size: int, hidden_size: int, parallel: Parallel) -> bool:
+    """Whether the head is the table, as the configuration says. Where the checkpoint brings another one all the same, that is
+    the one that was trained, and transformers takes it too."""
+    if head not in weights.names:
+        return True
+    shape, rows = (vocab_size, hidden_size), parallel.split_padded(vocab_size)
+    own, tied = weights.map(head, shape, rows), weights.map(table, shape, rows)
+    if own.dtype != tied.dtype or not torch.equal(own, tied):
+        logger.warning("the head is not the embedding, though config.json says tie_word_embeddings: it is taken as it is")
+        return False
+    return True
 
 
 class VocabHead(torch.nn.Module):

@@ -54,7 +54,7 @@ class ModelFolder:
         """
         if world_size > 1 and self.way is Way.OWN_CODE:
             raise ConfigurationError(f"{self.path} runs code of its own, and that on one shard only: --num-shard 1")
-        if world_size > 1 and "quantization_config" in self.config:
+        if world_size > 1 and self.config.get("quantization_config") is not None:
             raise ConfigurationError(f"{self.path} is quantized already, and runs on one shard only: --num-shard 1")
         model_class = self._model_class()  # also for one shard: a library that takes seconds, or is missing, comes first
         if self.way.is_native:

@@ -18,7 +18,7 @@ from text_generation_server.attention.context import ForwardContext
 from text_generation_server.attention.kind import Attend, Attention, AttentionKind
 from text_generation_server.kv_cache import KVCache, KVShape
 from text_generation_server.layers.alibi import alibi_slopes
-from text_generation_server.layers.embedding import VocabEmbedding, VocabHead
+from text_generation_server.layers.embedding import VocabEmbedding, VocabHead, is_tied
 from text_generation_server.layers.gelu import gelu
 from text_generation_server.layers.linear import Linear, RowLinear, load_column_linear
 from text_generation_server.layers.traced import traced
@@ -110,12 +110,11 @@ class Bloom(PagedModel):
         return self.lm_head.linear.weight_bytes + sum(linear.weight_bytes for layer in self.layers for linear in layer.linears)
 
     def _load_head(self, weights: Weights, parallel: Parallel, quantize: str | None) -> VocabHead:
-        config = self.config
-        if not config.tie_word_embeddings:
-            return VocabHead(weights, "lm_head.weight", config.vocab_size, config.hidden_size, parallel, None, quantize)
-        weights.ignore(["lm_head.weight"])
-        table = self.word_embeddings.table if weights.device.type == "cuda" else None
-        return VocabHead(weights, "word_embeddings.weight", config.vocab_size, config.hidden_size, parallel, table, quantize)
+        vocabulary = (self.config.vocab_size, self.config.hidden_size, parallel)
+        head, table = "lm_head.weight", None
+        if self.config.tie_word_embeddings and is_tied(weights, head, "word_embeddings.weight", *vocabulary):
+            head, table = "word_embeddings.weight", self.word_embeddings.table if weights.device.type == "cuda" else None
+        return VocabHead(weights, head, *vocabulary, table, quantize)
 
 
 class BloomLayer:

@@ -16,7 +16,7 @@ from text_generation_server.attention import make_attention
 from text_generation_server.attention.context import ForwardContext
 from text_generation_server.attention.kind import Attend, Attention, AttentionKind
 from text_generation_server.kv_cache import KVCache, KVShape
-from text_generation_server.layers.embedding import VocabEmbedding, VocabHead
+from text_generation_server.layers.embedding import VocabEmbedding, VocabHead, is_tied
 from text_generation_server.layers.linear import Linear, Part, RowLinear, load_stacked_linear
 from text_generation_server.layers.rms_norm import RmsNorm
 from text_generation_server.layers.rotary import Rotary, pair_halves, turn
@@ -40,8 +40,7 @@ class Llama(PagedModel):
         vocabulary = (config.vocab_size, config.hidden_size, parallel)
         self.embed_tokens = VocabEmbedding(weights, "embed_tokens.weight", *vocabulary)
         head, table = "lm_head.weight", None
-        if config.tie_word_embeddings:
-            weights.ignore([head])
+        if config.tie_word_embeddings and is_tied(weights, head, "embed_tokens.weight", *vocabulary):
             head, table = "embed_tokens.weight", self.embed_tokens.table if weights.device.type == "cuda" else None
         # The largest matrix first: while it is put in order it is there twice, and nothing else should be there yet.
         self.lm_head = VocabHead(weights, head, *vocabulary, table, quantize)

@@ -75,11 +75,12 @@ def is_plain(config: Mapping[str, Any]) -> bool:
     rope = _rope(config)
     is_known = rope["rope_type"] in ROPE_TYPES and rope.get("partial_rotary_factor", 1.0) == 1.0
     see_all = not config.get("use_sliding_window") and set(config.get("layer_types") or ()) <= {"full_attention"}
-    return is_known and see_all and config.get("hidden_act", "silu") == "silu" and "quantization_config" not in config
+    return is_known and see_all and config.get("hidden_act", "silu") == "silu" and config.get("quantization_config") is None
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     """Older files say it in two places and call the type otherwise."""
     older = {"rope_theta": config.get("rope_theta", 10000.0)} | (config.get("rope_scaling") or {})
     rope = older | (config.get("rope_parameters") or {})
-    return {"rope_type": rope.get("type", "default")} | rope
+    length = config.get("original_max_position_embeddings", config.get("max_position_embeddings"))
+    return {"rope_type": rope.get("type", "default"), "original_max_position_embeddings": length} | rope

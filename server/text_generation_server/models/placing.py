@@ -27,6 +27,7 @@ def put_in_place(model: Any, plan: TensorPlan, device: torch.device, quantize: s
     """Returns what the matrices that were placed occupy."""
     for name in plan.zeroed:
         model.get_parameter(name).data.zero_()
+    _move_embedding(model, device)
     head = _name_of(model, model.get_output_embeddings())
     names = [name for name, _ in model.named_modules()]
     weight_bytes = sum(_place_joined(model, group, plan, device, quantize) for group in find_joined(names))
@@ -45,6 +46,15 @@ def put_in_place(model: Any, plan: TensorPlan, device: torch.device, quantize: s
     for name, norm in norms.items():
         model.set_submodule(name, norm)
     return weight_bytes
+
+
+def _move_embedding(model: Any, device: torch.device) -> None:
+    """With the head, where they are one: moved one by one they would be two."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    is_tied = getattr(head, "weight", None) is embedding.weight
+    embedding.to(device)
+    if is_tied:
+        head.weight = embedding.weight
 
 
 def _place_linear(model: Any, name: str, plan: TensorPlan, device: torch.device, quantize: str | None) -> int:

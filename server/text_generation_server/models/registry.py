@@ -97,7 +97,7 @@ def find_way(config: Mapping[str, Any], trust_remote_code: bool = False) -> Way:
 
 def _is_plain(model_type: str, config: Mapping[str, Any]) -> bool:
     """Whether our own code does all that the configuration asks for. Another library's quantization is its own to read."""
-    return "quantization_config" not in config and (model_type == "bloom" or llama_config.is_plain(config))
+    return config.get("quantization_config") is None and (model_type == "bloom" or llama_config.is_plain(config))
 
 
 def _refuse_code_from_elsewhere(auto_map: Mapping[str, Any]) -> None:

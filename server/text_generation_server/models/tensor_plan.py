@@ -97,6 +97,7 @@ class TensorPlan:
 
     def _cut_linear(self, name: str, module: Any, style: str) -> None:
         if style == "fused_qkv" and self._fuses_by_heads:
+            self._check_groups()
             style = "colwise"
         self.styles[name] = LINEAR_STYLES[style]
         is_row = self.styles[name] in (Style.ROW, Style.ROW_SPLIT)
@@ -118,6 +119,16 @@ class TensorPlan:
         heads, world_size = self.config.num_attention_heads, self.parallel.world_size
         if "att" in name.lower() and heads % world_size:
             raise ConfigurationError(f"{heads} attention heads cannot be split over {world_size} shards")
+
+    def _check_groups(self) -> None:
+        """Of heads, each with its queries, key and value in a row.
+
+        Raises:
+            ConfigurationError: they do not divide.
+        """
+        groups = getattr(self.config, "num_kv_heads", None) or self.config.num_attention_heads
+        if groups % self.parallel.world_size:
+            raise ConfigurationError(f"{groups} groups of heads cannot be split over {self.parallel.world_size} shards")
 
     def _share(self, name: str, module: Any, style: str, dim: int) -> Cut:
         rank, world_size = self.parallel.rank, self.parallel.world_size

@@ -19,6 +19,7 @@ from text_generation_server.attention.context import ForwardContext
 from text_generation_server.attention.kind import Attend, Attention, AttentionKind
 from text_generation_server.errors import ModelError
 from text_generation_server.kv_cache import KVCache, KVShape
+from text_generation_server.models import temperature_tuning
 from text_generation_server.models.contract import PagedModel
 from text_generation_server.models.decoder_config import refuse_dynamic_rope
 from text_generation_server.models.split_model import SplitModel
@@ -39,6 +40,7 @@ class TransformersDecoder(SplitModel, PagedModel):
         """
         super().__init__(self.make_loader(folder).load(device, dtype, parallel, quantize))
         self.dtype = dtype
+        temperature_tuning.take_over(self._trunk)
         self.kv_shapes = self._find_kv_shapes(device)
 
     @staticmethod
@@ -62,7 +64,11 @@ class TransformersDecoder(SplitModel, PagedModel):
 
     def _run(self, token_ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         output = self._trunk(
-            input_ids=token_ids.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False, attend=attend
+            input_ids=token_ids.unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            use_cache=False,
+            attend=attend,
+            packed_positions=positions,
         )
         hidden: torch.Tensor = output.last_hidden_state
         return hidden.squeeze(0)
@@ -99,6 +105,7 @@ def _attend(
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     attend: Attend | None = None,
+    packed_positions: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """What every attention layer calls: query, key and value [1, heads, num_tokens, head_dim] → [1, num_tokens, heads,
@@ -106,14 +113,22 @@ def _attend(
     if attend is None or attention_mask is not None:
         raise ModelError(f"{type(module).__name__} asks for attention that cannot be paged here")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    kind = AttentionKind(float(scale), sliding_window, _chunk_of(module), softcap, s_aux)
+    kind = AttentionKind(float(scale), sliding_window or _window_of(module), _chunk_of(module), softcap, s_aux)
+    query = temperature_tuning.tuned(module, query, packed_positions)
     query, key, value = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     return attend(int(module.layer_idx), query, key, value, kind).unsqueeze(0), None  # type: ignore[arg-type]
 
 
+def _window_of(module: Any) -> int | None:
+    """Qwen2-MoE says in its configuration alone which layers see only a window."""
+    return getattr(module.config, "sliding_window", None) if _layer_type(module) == "sliding_attention" else None
+
+
 def _chunk_of(module: Any) -> int | None:
-    """Llama 4 says in its configuration alone which layers see only a chunk."""
-    layer_types = getattr(module.config, "layer_types", None) or ()
-    if "chunked_attention" not in layer_types or layer_types[module.layer_idx] != "chunked_attention":
-        return None
-    return int(module.config.attention_chunk_size)
+    """Llama 4 says so of layers that see only a chunk."""
+    return int(module.config.attention_chunk_size) if _layer_type(module) == "chunked_attention" else None
+
+
+def _layer_type(module: Any) -> str:
+    layer_types = getattr(module.config, "layer_types", None)
+    return str(layer_types[module.layer_idx]) if layer_types else ""

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -37,7 +38,10 @@ from text_generation_server.weights import Weights
 
 logger = logging.getLogger(__name__)
 
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
+LOADING_ERRORS = (
+    *(OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError),
+    StrictDataclassError,  # a configuration with a value of another type
+)
 OWN_CODE_ERRORS = (*LOADING_ERRORS, ImportError, NameError, SyntaxError)
 
 
@@ -62,17 +66,21 @@ class TransformersLoader:
         except OWN_CODE_ERRORS as error:
             raise ModelError(f"transformers does not know the model of {folder}: {_first_line(error)}") from error
         if self.model_class.config_class is self.config.sub_configs.get("text_config"):  # the text part of something larger
-            self.config = self.config.get_text_config()
+            self.config = _text_config(self.config)
         self.config._attn_implementation = attention
 
     def plan(self, parallel: Parallel) -> tuple[Any, TensorPlan]:
         """The model without weights, in this rank's shapes.
 
         Raises:
+            ModelError: there is no model of this configuration.
             ConfigurationError: it does not split over so many ranks.
         """
-        with torch.device("meta"):
-            model = self.model_class(self.config)
+        try:
+            with torch.device("meta"):
+                model = self.model_class(self.config)
+        except LOADING_ERRORS as error:
+            raise ModelError(f"config.json of {self.folder} describes no model: {_first_line(error)}") from error
         return model, TensorPlan(model, parallel)
 
     def load(self, device: torch.device, dtype: torch.dtype, parallel: Parallel, quantize: str | None) -> "Loaded":
@@ -109,6 +117,14 @@ class TransformersLoader:
         _check_complete(info)
         weight_bytes = put_in_place(model.eval(), plan, device, None) + own_quantization.size_in_bytes(model)
         return Loaded(model, plan.vocab_size, weight_bytes, own_quantization.file_bytes(self.folder))
+
+
+def _text_config(whole: Any) -> Any:
+    """How the checkpoint is quantized, only the whole says."""
+    config, quantization = whole.get_text_config(), getattr(whole, "quantization_config", None)
+    if quantization is not None:
+        config.quantization_config = quantization
+    return config
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
