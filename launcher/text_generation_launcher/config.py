@@ -71,6 +71,7 @@ class LauncherConfig:
     master_addr: str = same_as(ShardConfig, "master_addr")
     master_port: int = same_as(ShardConfig, "master_port")
     collective_timeout_seconds: float = same_as(ShardConfig, "collective_timeout_seconds")
+    one_shot_all_reduce: bool = same_as(ShardConfig, "one_shot_all_reduce")
     huggingface_hub_cache: str | None = flag(
         None, help="Folder for downloaded models. Unset: the hub library's own, ~/.cache/huggingface/hub."
     )

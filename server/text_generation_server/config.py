@@ -94,6 +94,11 @@ class ShardConfig:
         help="How long a rank waits for the others before it gives up and exits. Too short: a slow load looks like a death; "
         "too long: a hang is noticed late.",
     )
+    one_shot_all_reduce: bool = flag(
+        False,
+        help="Let GPUs that read each other's memory make small sums in one kernel each, which a decode step of many ranks "
+        "waits for, instead of NCCL. Tried at the start, and left to NCCL where it does not work.",
+    )
     json_output: bool = flag(False, help="Log one JSON object a line instead of text.")
 
     def __post_init__(self) -> None:

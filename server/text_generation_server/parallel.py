@@ -1,7 +1,8 @@
 """Parallel: this rank among the others, and the collectives between them. With one rank everything is a no-op.
 
-In: rank, world_size and the meeting place. Out: sums and gathers over all ranks: NCCL on CUDA; on CPU memory that the ranks
-share, or Gloo where there is none. The only file that calls torch.distributed. Knows nothing of models.
+In: rank, world_size and the meeting place. Out: sums and gathers over all ranks: NCCL on CUDA, and on request memory that GPUs
+read from each other; on CPU memory that the ranks share, or Gloo where there is none. The only file that calls
+torch.distributed. Knows nothing of models.
 """
 
 import contextlib
@@ -15,10 +16,12 @@ import torch.distributed as dist
 
 from text_generation_server.errors import ConfigurationError, ShardLost
 from text_generation_server.shared_memory import SLOT_BYTES, SharedMemory
+from text_generation_server.symmetric_memory import DTYPES, SymmetricMemory
 
 logger = logging.getLogger(__name__)
 
 MEETING_SIZE = 3
+TRIAL_SIZE = 4096
 
 
 class Parallel:
@@ -30,17 +33,27 @@ class Parallel:
         world_size: int = 1,
         device: torch.device | None = None,
         memory: SharedMemory | None = None,
+        symmetric: SymmetricMemory | None = None,
     ) -> None:
         self.rank = rank
         self.world_size = world_size
         self.device = device or torch.device("cpu")
         self._memory = memory
+        self._symmetric = symmetric
 
     @classmethod
     def connect(
-        cls, rank: int, world_size: int, device: torch.device, address: str, port: int, timeout_seconds: float
+        cls,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        address: str,
+        port: int,
+        timeout_seconds: float,
+        one_shot: bool = False,
     ) -> "Parallel":
-        """Meets the other ranks at `address:port`; returns when all are there."""
+        """Meets the other ranks at `address:port`; returns when all are there. `one_shot`: on CUDA, small sums are to be made
+        through symmetric memory."""
         if world_size > 1:
             backend = "nccl" if device.type == "cuda" else "gloo"
             timeout = datetime.timedelta(seconds=timeout_seconds)
@@ -52,21 +65,24 @@ class Parallel:
                 raise ConfigurationError(reason) from error
             except RuntimeError as error:
                 raise ShardLost(f"the other ranks did not come: {_first_line(error)}") from error
-        shares = world_size > 1 and device.type == "cpu"
-        return cls(rank, world_size, device, _share_memory(rank, world_size, timeout_seconds) if shares else None)
+        if world_size > 1 and device.type == "cpu":
+            return cls(rank, world_size, device, memory=_share_memory(rank, world_size, timeout_seconds))
+        return cls(rank, world_size, device, symmetric=_try_symmetric(device) if world_size > 1 and one_shot else None)
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sums `tensor`, which is contiguous, over the ranks, in place."""
+        """The sum of `tensor`, which is contiguous, over the ranks: in its place, or beside it."""
         if self._memory is not None:
             for piece in tensor.view(-1).split(SLOT_BYTES // tensor.element_size()):
                 first, *others = self._memory.all_gather(piece)
                 piece.copy_(first)
                 for part in others:  # in the same order on every rank: they all have the same sum
                     piece += part
+        elif self._symmetric is not None and self._symmetric.takes(tensor):
+            return self._symmetric.all_reduce(tensor)
         elif self.world_size > 1:
             _guarded(lambda: dist.all_reduce(tensor))
         return tensor
@@ -146,13 +162,45 @@ def _share_memory(rank: int, world_size: int, timeout_seconds: float) -> SharedM
     _guarded(lambda: dist.broadcast_object_list(path))
     with contextlib.suppress(OSError):
         memory = SharedMemory(path[0], rank, world_size, timeout_seconds)
-    can_share = torch.tensor(int(memory is not None))
-    _guarded(lambda: dist.all_reduce(can_share, dist.ReduceOp.MIN))
+    can_share = _all_say(memory is not None, torch.device("cpu"))
     if rank == 0 and path[0]:
         os.unlink(path[0])
     if not can_share:
         logger.warning("the ranks share no memory: they talk through sockets, which takes longer")
     return memory if can_share else None
+
+
+def _try_symmetric(device: torch.device) -> SymmetricMemory | None:
+    """None on every rank where one of them cannot, or where sums are not those of the other way."""
+    memory, reason, group = None, "", dist.group.WORLD
+    assert group is not None, "tried before the ranks have met: this is a bug"
+    try:
+        memory = SymmetricMemory(group, device)
+    except (RuntimeError, AttributeError, ImportError) as error:  # of GPUs, and of builds of PyTorch
+        reason = f": {_first_line(error)}"
+    all_can = _all_say(memory is not None, device)
+    if memory is None or not all_can:
+        logger.warning("the ranks' GPUs share no memory, NCCL makes all sums%s", reason)
+        return None
+    if not _all_say(_sums_right(memory, device), device):
+        logger.warning("sums through the GPUs' shared memory are wrong, NCCL makes them all")
+        return None
+    return memory
+
+
+def _sums_right(memory: SymmetricMemory, device: torch.device) -> bool:
+    """Tried on numbers that differ from rank to rank, and are summed without rounding."""
+    part = torch.arange(TRIAL_SIZE, device=device, dtype=torch.float32) % 16 + dist.get_rank()
+    expected = part.clone()
+    _guarded(lambda: dist.all_reduce(expected))
+    sums = [memory.all_reduce(part.to(dtype)) for dtype in DTYPES]  # all of them on every rank, whatever the first one is
+    return all(torch.equal(found.float(), expected) for found in sums)
+
+
+def _all_say(yes: bool, device: torch.device) -> bool:
+    said = torch.tensor(int(yes), device=device)
+    _guarded(lambda: dist.all_reduce(said, dist.ReduceOp.MIN))
+    return bool(said)
 
 
 def _guarded(collective: Callable[[], object]) -> None:

@@ -323,6 +323,7 @@ def load_runner(config: ShardConfig, path: Path) -> Runner:
         config.master_addr,
         config.master_port,
         config.collective_timeout_seconds,
+        config.one_shot_all_reduce,
     )
     start_seconds = time.perf_counter()
     runner = Runner(config, folder, parallel, device)

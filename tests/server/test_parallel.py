@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from shard_processes import free_port
-from text_generation_server import shared_memory
+from text_generation_server import parallel, shared_memory
 from text_generation_server.errors import ConfigurationError
 from text_generation_server.parallel import Parallel
+from text_generation_server.symmetric_memory import MAX_BYTES, SymmetricMemory
 from two_ranks import TIMEOUT_SECONDS
 
 
@@ -56,6 +57,68 @@ def _rank_without_memory(rank: int, port: int, folder: Path) -> None:
     found = parallel.all_reduce(mine.clone()), parallel.all_gather(mine), parallel.broadcast(mine.clone())
     torch.save(found, folder / f"{rank}.pt")
     parallel.minimum(0)  # both have saved
+
+
+class Summed:
+    """Takes the place of SymmetricMemory where no GPUs are: sums, right or wrong, or is not to be had."""
+
+    def __init__(self, rank: int, case: str) -> None:
+        self.is_wrong = case == "wrong on rank 1" and rank == 1
+        self.num_sums = 0
+        if case == "not on rank 1" and rank == 1:
+            raise RuntimeError("no NVLink. Call stack: …")
+
+    def takes(self, tensor: torch.Tensor) -> bool:
+        return len(tensor) != 10
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.num_sums += 1
+        total = tensor.clone()
+        torch.distributed.all_reduce(total)
+        return total + self.is_wrong
+
+
+@pytest.mark.parametrize("case", ["right", "wrong on rank 1", "not on rank 1", "as it is"])
+def test_memory_that_gpus_share_makes_small_sums_where_all_ranks_can_and_the_sums_are_right(tmp_path: Path, case: str) -> None:
+    context, port = multiprocessing.get_context("spawn"), free_port()
+    processes = [context.Process(target=_rank_with_symmetric, args=(rank, port, tmp_path, case)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        process.kill()
+    for rank in range(2):
+        num_sums, small, large = torch.load(tmp_path / f"{rank}.pt")
+        assert num_sums == (3 if case == "right" else None)  # two of them at the start, to see whether they are right
+        assert small.tolist() == [1, 3] and large.tolist() == [1] * 10
+
+
+def _rank_with_symmetric(rank: int, port: int, folder: Path, case: str) -> None:
+    parallel.Parallel.connect(rank, 2, torch.device("cpu"), "127.0.0.1", port, TIMEOUT_SECONDS)
+    if case != "as it is":  # that is PyTorch's own, which has none for a CPU
+        parallel.SymmetricMemory = lambda group, device: Summed(rank, case)  # type: ignore[misc, assignment]
+    memory = parallel._try_symmetric(torch.device("cpu"))
+    both = Parallel(rank, 2, symmetric=memory)
+    small, large = both.all_reduce(torch.arange(2.0) + rank * torch.ones(2)), both.all_reduce(torch.full((10,), float(rank)))
+    torch.save((memory and memory.num_sums, small, large), folder / f"{rank}.pt")
+    torch.distributed.barrier()
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "taken"),
+    [
+        (14336, torch.bfloat16, True),
+        (MAX_BYTES // 2, torch.bfloat16, True),
+        (MAX_BYTES // 2 + 8, torch.bfloat16, False),
+        (12, torch.bfloat16, False),  # not a multiple of 16 bytes
+        (1024, torch.float32, True),
+        (1024, torch.float16, False),
+        (1024, torch.int64, False),
+        (0, torch.float32, False),
+    ],
+)
+def test_what_is_large_or_no_matter_of_the_kernel_goes_another_way(size: int, dtype: torch.dtype, taken: bool) -> None:
+    assert SymmetricMemory.takes(SymmetricMemory.__new__(SymmetricMemory), torch.zeros(size, dtype=dtype)) == taken
 
 
 def test_a_rank_whose_partner_dies_says_so_in_one_line_and_in_time(ranks: list[dict[str, Any]]) -> None:
