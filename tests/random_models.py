@@ -269,14 +269,22 @@ def small_values(config_class: type[PreTrainedConfig], own: dict[str, Any]) -> d
     """The common values that this class of configurations knows, then its own, and the same for each of its parts."""
     known = {field.name for field in dataclasses.fields(config_class)}
     values = {name: value for name, value in COMMON.items() if name in known} | own
-    for name, part in config_class.sub_configs_defaults.items():
-        given = values.get(name, None if part.optional else {})
+    for name, part_class, model_type, fixed in _parts(config_class):
+        given = values.get(name, None if model_type is None else {})
         if given is not None:
-            model_type = given.get("model_type", part.model_type)
-            part_class = part.config_class if issubclass(part.config_class, PreTrainedConfig) else CONFIG_MAPPING[model_type]
-            small = small_values(part_class, overrides(model_type) | given)
-            values[name] = part.init_kwargs | small | {"model_type": model_type}
+            own_type = given.get("model_type", model_type)
+            own_class = part_class if issubclass(part_class, PreTrainedConfig) else CONFIG_MAPPING[own_type]
+            values[name] = fixed | small_values(own_class, overrides(own_type) | given) | {"model_type": own_type}
     return values
+
+
+def _parts(config_class: type[PreTrainedConfig]) -> list[tuple[str, type, str | None, dict[str, Any]]]:
+    """Name, class, type and what is fixed of each part; no type of those that need not be there. transformers 5.17 does not say
+    which type a part has by itself, where it may have several."""
+    if hasattr(config_class, "sub_configs_defaults"):
+        parts = config_class.sub_configs_defaults.items()
+        return [(name, part.config_class, None if part.optional else part.model_type, part.init_kwargs) for name, part in parts]
+    return [(name, part, getattr(part, "model_type", None) or None, {}) for name, part in config_class.sub_configs.items()]
 
 
 def overrides(model_type: str) -> dict[str, Any]:

@@ -166,7 +166,7 @@ async def test_a_bad_request_is_an_invalid_argument_and_the_next_one_works(one_r
     assert await refusal(one_rank, inputs=[]) == (invalid, "inputs cannot be empty")
     assert await refusal(one_rank, inputs=["a", ""]) == (invalid, "inputs cannot be empty")
     code, message = await refusal(one_rank, inputs=["a"], max_new_tokens=10**6)
-    assert code == invalid and "KV blocks" in message
+    assert code == invalid and "the model has 2048 positions" in message
     code, message = await refusal(one_rank, inputs=["a"], sampling=SamplingParameters(temperature=math.nan))
     assert code == invalid and "strictly positive" in message
     assert len(await generate(one_rank, inputs=["a"], max_new_tokens=2)) == 1
@@ -223,7 +223,7 @@ async def test_a_client_that_goes_away_frees_the_shard(one_rank: str) -> None:
     expected = await generate(one_rank, inputs=["a"], max_new_tokens=3)
     steps_before = (await describe(one_rank)).timings.num_steps
     async with connected(one_rank) as channel:
-        call = ShardStub(channel).Generate(GenerateRequest(inputs=["abc"], max_new_tokens=20_000))
+        call = ShardStub(channel).Generate(GenerateRequest(inputs=["abc"], max_new_tokens=2_000))
         await call.read()
         call.cancel()
     async with connected(one_rank) as channel:
@@ -233,7 +233,7 @@ async def test_a_client_that_goes_away_frees_the_shard(one_rank: str) -> None:
             await call.read()
         call.cancel()
     assert await generate(one_rank, inputs=["a"], max_new_tokens=3) == expected
-    assert (await describe(one_rank)).timings.num_steps - steps_before < 5_000, "nobody waits for the rest"
+    assert (await describe(one_rank)).timings.num_steps - steps_before < 1_000, "nobody waits for the rest"
 
 
 async def test_a_client_of_two_ranks_that_goes_away_leaves_them_in_step(two_ranks: str) -> None:
