@@ -160,19 +160,11 @@ class DecodeGraphs:
         self._greedy.first(size).copy_(self.sampler.greedy(logits))
 
 
-def record(
-    model: Model,
-    attention: Attention,
-    sampler: Sampler,
-    sizes: Sequence[int],
-    max_blocks: int,
-    block_size: int,
-    device: torch.device,
-) -> DecodeGraphs | None:
+def recorded(build: Callable[[Recorder], DecodeGraphs]) -> DecodeGraphs | None:
     """As CUDA graphs. None: the device has no memory for them, or none could be recorded."""
     start_seconds = time.perf_counter()
     try:
-        graphs = DecodeGraphs(model, attention, sampler, sizes, max_blocks, block_size, device, CudaRecorder())
+        graphs = build(CudaRecorder())
     except torch.OutOfMemoryError as error:
         logger.warning("no memory to record decode steps (--cuda-graphs): %s", str(error).splitlines()[0])
         return None

@@ -17,7 +17,7 @@ from text_generation_server.batch import Batch
 from text_generation_server.block_tables import BlockTables
 from text_generation_server.capacity import default_batch_tokens, fitting_block_size, full_step
 from text_generation_server.config import ShardConfig
-from text_generation_server.decode_graphs import DecodeGraphs, record
+from text_generation_server.decode_graphs import DecodeGraphs, recorded
 from text_generation_server.errors import ConfigurationError, ShardLost, StepError
 from text_generation_server.kv_cache import KVCache, block_bytes
 from text_generation_server.launched import Launched
@@ -251,7 +251,8 @@ class Runner:
         if not sizes or not self.attention.fixed_launches:
             return None
         max_blocks = min(-(-self.max_positions // self.block_size), self.num_blocks)
-        return record(self.model, self.attention, self.sampler, sizes, max_blocks, self.block_size, self.device)
+        parts = self.model, self.attention, self.sampler, sizes, max_blocks, self.block_size, self.device
+        return recorded(lambda recorder: DecodeGraphs(*parts, recorder))
 
     def _decode_sizes(self, config: ShardConfig) -> list[int]:
         """Of the batches whose steps are to be recorded. Not with several ranks: they would have to agree on what each of them

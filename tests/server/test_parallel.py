@@ -1,6 +1,7 @@
 """One rank is a no-op; two ranks sum, gather and agree, and one whose partner dies says so."""
 
 import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,20 @@ def test_two_ranks_sum_gather_and_agree(ranks: list[dict[str, Any]]) -> None:
         assert results["minimum"] == 6
 
 
-def test_ranks_that_can_share_no_memory_do_the_same_through_sockets(tmp_path: Path) -> None:
+def on_two_ranks(work: Callable[..., None], folder: Path, *arguments: object) -> list[Any]:
+    """What each of two processes has saved."""
     context, port = multiprocessing.get_context("spawn"), free_port()
-    processes = [context.Process(target=_rank_without_memory, args=(rank, port, tmp_path)) for rank in range(2)]
+    processes = [context.Process(target=work, args=(rank, port, folder, *arguments)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
         process.kill()
-    for rank in range(2):
-        summed, gathered, first = torch.load(tmp_path / f"{rank}.pt")
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def test_ranks_that_can_share_no_memory_do_the_same_through_sockets(tmp_path: Path) -> None:
+    for summed, gathered, first in on_two_ranks(_rank_without_memory, tmp_path):
         assert (summed.tolist(), gathered.tolist(), first.tolist()) == ([10, 12], [[0, 1], [10, 11]], [0, 1])
 
 
@@ -80,15 +85,7 @@ class Summed:
 
 @pytest.mark.parametrize("case", ["right", "wrong on rank 1", "not on rank 1", "as it is"])
 def test_memory_that_gpus_share_makes_small_sums_where_all_ranks_can_and_the_sums_are_right(tmp_path: Path, case: str) -> None:
-    context, port = multiprocessing.get_context("spawn"), free_port()
-    processes = [context.Process(target=_rank_with_symmetric, args=(rank, port, tmp_path, case)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        process.kill()
-    for rank in range(2):
-        num_sums, small, large = torch.load(tmp_path / f"{rank}.pt")
+    for num_sums, small, large in on_two_ranks(_rank_with_symmetric, tmp_path, case):
         assert num_sums == (3 if case == "right" else None)  # two of them at the start, to see whether they are right
         assert small.tolist() == [1, 3] and large.tolist() == [1] * 10
 
