@@ -10,13 +10,13 @@ import collections
 import contextlib
 import dataclasses
 import logging
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from text_generation_launcher import download, preflight
+from text_generation_launcher.claim import Claim
 from text_generation_launcher.config import LauncherConfig
 from text_generation_launcher.launch_status import LaunchStatus
 from text_generation_launcher.process import POLL_SECONDS, Child, LaunchError, stop
@@ -97,7 +97,7 @@ class Launch:
         self._status = LaunchStatus(Path(config.launch_status_path))
         self._shards = ShardGroup(self._sockets, self._start_shard, SHARD_GRACE_SECONDS)
         self._router: Child | None = None
-        self._claim: socket.socket | None = None  # to the sockets' path
+        self._claim: Claim | None = None
         self._budget = RestartBudget(config.max_restarts, config.restart_window_seconds)
         self._num_stop_requests = 0
         self._last_stop_request = -SAME_SIGNAL_SECONDS
@@ -143,7 +143,7 @@ class Launch:
             preflight.check_folder(folder)
         preflight.check_port(self._config.hostname, self._config.port)
         preflight.check_sockets(self._sockets)
-        self._claim = preflight.claim(self._config.shard_uds_path)
+        self._claim = Claim(self._config.shard_uds_path)
         return folder
 
     def _bring_up(self, folder: Path | None) -> None:
@@ -207,7 +207,7 @@ class Launch:
         self._shards.stop(self._hurried)
         self._status.remove()
         if self._claim is not None:
-            self._claim.close()
+            self._claim.give_back()
 
     def _stopped(self) -> bool:
         return self._num_stop_requests > 0

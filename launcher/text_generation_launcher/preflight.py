@@ -4,10 +4,8 @@ In: what the person asked for. Out: nothing, or a LaunchError that says what to 
 Knows nothing of weights: whether they are whole, the shards find out.
 """
 
-import hashlib
 import os
 import socket
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,25 +40,6 @@ def check_sockets(sockets: Sequence[Path]) -> None:
     for path in sockets:
         if _answers(path):
             raise LaunchError(f"another server listens on {path}: give this one its own --shard-uds-path")
-
-
-def claim(shard_uds_path: str) -> socket.socket | None:
-    """A name in Linux's abstract namespace that nobody else can have until it is closed, or its owner is gone: another server
-    may still be loading, and has no socket yet that answers. None: there is no such namespace here.
-
-    Raises:
-        LaunchError: another launcher has it.
-    """
-    if sys.platform != "linux":
-        return None
-    path = os.path.realpath(shard_uds_path)
-    mine = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        mine.bind(b"\0text-generation-" + hashlib.sha256(os.fsencode(path)).digest())
-    except OSError:
-        mine.close()
-        raise LaunchError(f"another server starts or runs on {path}: give this one its own --shard-uds-path") from None
-    return mine
 
 
 def check_folder(folder: Path) -> None:

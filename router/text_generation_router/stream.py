@@ -68,7 +68,7 @@ class GenerationStream:
         """Makes a token's text and passes it on. Returns whether a stop sequence ended the generation."""
         special = token_id in self._tokenizer.special_token_ids
         piece = "" if special else self._detokenizer.push(token_id)
-        if reason is None and special and self._tokenizer.token_text(token_id) in self.sequence.request.stop:
+        if reason in (None, "length") and special and self._tokenizer.token_text(token_id) in self.sequence.request.stop:
             reason = "stop_sequence"  # though it has no text
         if reason is not None:
             piece += self._detokenizer.flush()

@@ -120,8 +120,11 @@ class Laps:
             self.seconds.append(time.perf_counter())
 
     def are_over(self) -> bool:
-        """Whether the device has come to the last mark."""
-        return not self.events or self.events[-1].query()
+        """Whether the device has come to the last mark, or will never come there: `micros` says why."""
+        try:
+            return not self.events or self.events[-1].query()
+        except RuntimeError:
+            return True
 
     def micros(self) -> list[int]:
         """Of each part; waits until the device is done with the last one."""

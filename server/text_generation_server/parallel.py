@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 MEETING_SIZE = 3
 TRIAL_SIZE = 4096
+SYMMETRIC_ERRORS = (RuntimeError, AttributeError, ImportError, NotImplementedError)  # of GPUs, and of builds of PyTorch
 
 
 class Parallel:
@@ -176,7 +177,7 @@ def _try_symmetric(device: torch.device) -> SymmetricMemory | None:
     assert group is not None, "tried before the ranks have met: this is a bug"
     try:
         memory = SymmetricMemory(group, device)
-    except (RuntimeError, AttributeError, ImportError) as error:  # of GPUs, and of builds of PyTorch
+    except SYMMETRIC_ERRORS as error:
         reason = f": {_first_line(error)}"
     all_can = _all_say(memory is not None, device)
     if memory is None or not all_can:
@@ -193,8 +194,12 @@ def _sums_right(memory: SymmetricMemory, device: torch.device) -> bool:
     part = torch.arange(TRIAL_SIZE, device=device, dtype=torch.float32) % 16 + dist.get_rank()
     expected = part.clone()
     _guarded(lambda: dist.all_reduce(expected))
-    sums = [memory.all_reduce(part.to(dtype)) for dtype in DTYPES]  # all of them on every rank, whatever the first one is
-    return all(torch.equal(found.float(), expected) for found in sums)
+    try:
+        sums = [memory.all_reduce(part.to(dtype)) for dtype in DTYPES]  # all of them on every rank, whatever the first one is
+        return all(torch.equal(found.float(), expected) for found in sums)
+    except SYMMETRIC_ERRORS as error:
+        logger.warning("the GPUs' shared memory cannot be summed: %s", _first_line(error))
+        return False
 
 
 def _all_say(yes: bool, device: torch.device) -> bool:

@@ -64,14 +64,14 @@ class Runner:
         self.graphs: DecodeGraphs | None = None
         self.block_size = fitting_block_size(self.model, config.block_size, self.max_positions)
         self.block_tables = BlockTables(self.block_size, device)
-        num_blocks = parallel.minimum(self._num_blocks(config))
-        self.cache = self._make_cache(num_blocks)
-        self.attention = self.model.make_attention(self.cache)
-        self.sequences = self._make_sequences(num_blocks)
         self.timings = Timings()
         self._launched: Launched | None = None  # and not done yet
         self._last: Launched | None = None  # that was done
         self._latest: torch.Tensor | None = None  # the tokens that were chosen last, on the device
+        num_blocks = parallel.minimum(self._num_blocks(config))
+        self.cache = self._make_cache(num_blocks)
+        self.attention = self.model.make_attention(self.cache)
+        self.sequences = self._make_sequences(num_blocks)
         self.warm_up()
         self.graphs = self._record_graphs(config)
 
@@ -129,9 +129,9 @@ class Runner:
             return
         with self._reporting(launched):
             launched.finish()
+            self.timings.step_micros += launched.step_micros(self._last)
+            self.timings.wait_micros += launched.wait_micros(self._last)
         self.timings.num_steps += 1
-        self.timings.step_micros += launched.step_micros(self._last)
-        self.timings.wait_micros += launched.wait_micros(self._last)
         self._last = launched
         launched.deliver(launched.result)
 

@@ -85,7 +85,8 @@ class SequenceState:
         """The work's blocks, and its positions. A GPU waits for this: what is read of a message is read once.
 
         Raises:
-            StepError: the work reaches past the sequence's tokens or blocks, or names a block that does not exist.
+            StepError: the work reaches past the sequence's tokens or blocks, names a block that does not exist, or samples
+                where the next token is known.
         """
         start, length, new_blocks = work.start, work.length, work.block_ids
         if new_blocks:
@@ -97,6 +98,8 @@ class SequenceState:
         end = start + length
         if not 0 < length <= end <= len(self.token_ids):
             raise StepError(f"sequence {self.id}: cannot compute [{start}, {end}) of {len(self.token_ids)} tokens")
+        if work.sample and end < len(self.token_ids):
+            raise StepError(f"sequence {self.id}: what follows its token {end - 1} is known, and not to be sampled")
         last = end - 1 + max(0, num_iterations - 1)
         if last >= len(self.block_table) * block_size:
             raise StepError(f"sequence {self.id}: position {last} is past its {len(self.block_table)} blocks")

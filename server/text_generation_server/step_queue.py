@@ -37,7 +37,9 @@ class StepQueue:
                 step, future = found
                 self._awaited.append(future)
                 self.runner.launch(step, self._deliver)
-        except Exception as error:
+        except Exception as error:  # whoever waits is told, or would wait for ever
+            while not self._steps.empty():
+                self._awaited.append(self._steps.get_nowait()[1])
             while self._awaited:
                 self._awaited.popleft().set_exception(error)
 

@@ -256,5 +256,6 @@ def test_children_end_when_the_launcher_is_killed(tmp_path: Path) -> None:
     fake, process = running(tmp_path)
     process.kill()
     process.wait(20)
-    (tmp_path / "s-status").unlink()  # the next launch writes it anew
+    for name in ("s-status", "s-lock"):  # the next launch takes them over
+        (tmp_path / name).unlink()
     wait_until(lambda: fake.left_behind() == [])

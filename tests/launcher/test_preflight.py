@@ -1,13 +1,12 @@
 """What is refused before anything starts."""
 
 import socket
-import sys
 from pathlib import Path
 
 import pytest
 
 from launcher.fake_launch import free_port
-from text_generation_launcher.preflight import check_folder, check_port, check_sockets, claim
+from text_generation_launcher.preflight import check_folder, check_port, check_sockets
 from text_generation_launcher.process import LaunchError
 
 
@@ -32,20 +31,6 @@ def test_the_sockets_of_a_running_server_are_refused(tmp_path: Path) -> None:
         with pytest.raises(LaunchError, match="another server listens"):
             check_sockets([tmp_path / "s-0"])
     check_sockets([tmp_path / "s-0"])  # it is gone now, its file is not
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is claimed")
-def test_a_path_belongs_to_one_launcher_at_a_time(tmp_path: Path) -> None:
-    """One that is still loading has no socket that could answer."""
-    first, other = claim(str(tmp_path / "s")), claim(str(tmp_path / "t"))
-    assert first and other
-    with pytest.raises(LaunchError, match=r"another server starts or runs on .*/s: give this one its own --shard-uds-path"):
-        claim(str(tmp_path / "folder" / ".." / "s"))
-    first.close()
-    again = claim(str(tmp_path / "s"))
-    assert again
-    again.close()
-    other.close()
 
 
 def test_a_socket_path_that_cannot_be_is_refused(tmp_path: Path) -> None:

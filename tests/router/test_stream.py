@@ -43,6 +43,13 @@ async def test_a_special_token_can_be_a_stop_sequence_though_it_has_no_text(toke
     assert (events[-1].finish_reason, events[-1].generated_text) == ("stop_sequence", " To be")
 
 
+async def test_a_stop_that_is_the_last_allowed_token_too_is_a_stop(tokenizer):
+    text = await tokenizer.encode("To be", add_special_tokens=False)
+    for last, stop in ((text[-1], " be"), (await special(tokenizer, "<pad>"), "<pad>")):
+        events, _ = await pushed(tokenizer, [text[0], last], max_new_tokens=2, stop=(stop,))
+        assert events[-1].finish_reason == "stop_sequence"
+
+
 async def test_a_special_token_that_was_not_asked_for_ends_nothing(tokenizer):
     events, stopped = await pushed(tokenizer, [await special(tokenizer, "<pad>")], stop=("<s>",))
     assert stopped == [False] and events[0].finish_reason is None

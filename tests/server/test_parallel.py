@@ -69,6 +69,7 @@ class Summed:
 
     def __init__(self, rank: int, case: str) -> None:
         self.is_wrong = case == "wrong on rank 1" and rank == 1
+        self.is_broken = case == "no kernel"
         self.num_sums = 0
         if case == "not on rank 1" and rank == 1:
             raise RuntimeError("no NVLink. Call stack: …")
@@ -78,12 +79,14 @@ class Summed:
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         self.num_sums += 1
+        if self.is_broken:
+            raise RuntimeError("no kernel image is available. Call stack: …")
         total = tensor.clone()
         torch.distributed.all_reduce(total)
         return total + self.is_wrong
 
 
-@pytest.mark.parametrize("case", ["right", "wrong on rank 1", "not on rank 1", "as it is"])
+@pytest.mark.parametrize("case", ["right", "wrong on rank 1", "no kernel", "not on rank 1", "as it is"])
 def test_memory_that_gpus_share_makes_small_sums_where_all_ranks_can_and_the_sums_are_right(tmp_path: Path, case: str) -> None:
     for num_sums, small, large in on_two_ranks(_rank_with_symmetric, tmp_path, case):
         assert num_sums == (3 if case == "right" else None)  # two of them at the start, to see whether they are right

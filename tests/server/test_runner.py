@@ -2,14 +2,18 @@
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from runner_steps import generate, make_runner, make_step
-from text_generation_proto.shard_pb2 import SamplingParameters, Step
-from text_generation_server.errors import ConfigurationError
+from text_generation_proto.shard_pb2 import SamplingParameters, Step, StepResult
+from text_generation_server import device
+from text_generation_server.config import ShardConfig
+from text_generation_server.errors import ConfigurationError, ShardLost
 from text_generation_server.logits import Watermark
-from text_generation_server.runner import Runner
+from text_generation_server.runner import CUDA_MEMORY_SHARE, Runner
 
 PROMPT = [1, 30, 31, 32]
 
@@ -137,3 +141,43 @@ def test_no_room_for_two_blocks_is_said_in_one_line(random_bloom: Path) -> None:
 def test_the_smallest_budget_and_blocks_still_warm_up(random_bloom: Path) -> None:
     runner = make_runner(random_bloom, max_batch_tokens=1, block_size=1, kv_cache_gib=0.0001)
     assert generate(runner, [5], 1) == (generate(make_runner(random_bloom), [5], 1)[0], generate(runner, [5], 1)[1])
+
+
+def test_on_cuda_the_cache_takes_what_a_full_step_leaves(random_bloom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory's own numbers are made up; the step that is measured is not."""
+    gib, num_blocks = 2**30, Runner._num_blocks
+    told = {"mem_get_info": (8 * gib, 10 * gib), "memory_reserved": gib, "max_memory_allocated": gib}
+    for name, number in (told | {"reset_peak_memory_stats": None, "empty_cache": None}).items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, number=number: number)
+    free: list[int] = []
+
+    def as_on_cuda(runner: Runner, config: ShardConfig) -> int:
+        free.append(runner._free_cuda_bytes(config))
+        return num_blocks(runner, config)
+
+    monkeypatch.setattr(Runner, "_num_blocks", as_on_cuda)
+    runner = make_runner(random_bloom, max_batch_tokens=64)
+    assert 0.9 * 8 * gib * CUDA_MEMORY_SHARE < free[0] < 8 * gib
+    assert len(generate(runner, PROMPT, 2)[0]) == 2
+
+
+def test_what_is_known_is_not_sampled(runner: Runner) -> None:
+    result = runner.execute(make_step(0, add={0: PROMPT}, work=[(0, 0, 2)]))
+    assert result.error == "sequence 0: what follows its token 1 is known, and not to be sampled"
+
+
+def test_an_error_of_the_device_that_shows_later_is_a_lost_shard(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of CUDA, which tells of it at the next question, whatever that is."""
+    results: list[StepResult] = []
+    runner.launch(make_step(0, add={0: PROMPT}, work=[(0, 0, 4)]), results.append)
+    broken = SimpleNamespace(query=fail, synchronize=fail)
+    monkeypatch.setattr(runner._launched.laps, "events", [broken])
+    monkeypatch.setattr(device, "works", lambda _: False)
+    assert not runner.is_computing
+    with pytest.raises(ShardLost, match="illegal memory access"):
+        runner.settle()
+    assert results == []
+
+
+def fail() -> None:
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")

@@ -127,6 +127,7 @@ def test_iterations_past_a_sequences_blocks_are_refused_before_anything_is_compu
 
 @pytest.mark.parametrize("fields", [{"num_iterations": 2, "num_speculative": 1}, {"num_iterations": 2}])
 def test_iterations_are_for_plain_decoding(runner: Runner, fields: dict[str, int]) -> None:
-    step = make_step(add={0: PROMPT}, work=[(0, 0, 1 if len(fields) == 2 else 4)])
+    prompt = PROMPT[: 1 if len(fields) == 2 else 4]
+    step = make_step(add={0: prompt}, work=[(0, 0, len(prompt))])
     step.MergeFrom(Step(**fields))
     assert "a step of several iterations" in runner.execute(step).error

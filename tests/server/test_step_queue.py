@@ -21,6 +21,7 @@ class FakeRunner:
         self.computes = threading.Event()
         self.launched = threading.Semaphore(0)
         self.lost_at = -1
+        self.is_gone = False
         self._pending: list[tuple[Step, Callable[[StepResult], None]]] = []
 
     @property
@@ -36,6 +37,8 @@ class FakeRunner:
         self.launched.release()
 
     def settle(self) -> None:
+        if self.is_gone:
+            raise ShardLost("the other ranks are gone")
         while self._pending:
             step, deliver = self._pending.pop()
             self.events.append(f"result {step.id}")
@@ -80,6 +83,17 @@ def test_a_lost_shard_is_told_to_all_who_wait(runner: FakeRunner, steps: StepQue
     for future in futures:
         with pytest.raises(ShardLost):
             future.result(SECONDS)
+
+
+def test_a_queue_whose_device_is_gone_answers_all_the_same(runner: FakeRunner, steps: StepQueue) -> None:
+    """Also those that come later, and those that were not launched."""
+    runner.lost_at = 0
+    for _ in range(2):
+        with pytest.raises(ShardLost):
+            steps.put(Step(id=0)).result(SECONDS)
+    runner.is_gone = True
+    with pytest.raises(ShardLost):
+        steps.put(Step(id=1)).result(SECONDS)
 
 
 def test_a_step_that_nobody_waits_for_any_more_is_computed_all_the_same(runner: FakeRunner, steps: StepQueue) -> None:

@@ -175,7 +175,7 @@ def _best(answers: list[Answer], plan: _Plan) -> list[Answer]:
 
 
 def _choice(index: int, answer: Answer, plan: _Plan, tokenizer: Tokenizer) -> CompletionChoice:
-    rated = TokenLogprobs(tokenizer)
+    rated = TokenLogprobs(tokenizer, answer.num_hidden)
     text = "" if plan.prompt_only else answer.text
     if plan.echo:
         prompt_text = _prompt_text(answer, plan, tokenizer)

@@ -50,6 +50,11 @@ class Answer:
         return self.stream.sequence
 
     @property
+    def num_hidden(self) -> int:
+        """Characters that its tokens' texts have before the answer begins."""
+        return sum(len(event.text) for event in self.events) - len(self.text)
+
+    @property
     def mean_logprob(self) -> float:
         return sum(event.logprob for event in self.events) / max(1, len(self.events))
 

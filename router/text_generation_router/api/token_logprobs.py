@@ -11,11 +11,12 @@ from text_generation_router.tokenizer import Tokenizer
 
 
 class TokenLogprobs:
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, num_hidden: int = 0) -> None:
+        """`num_hidden`: characters of the first tokens that the whole text does not begin with."""
         self._tokenizer = tokenizer
         self._detokenizer = tokenizer.detokenizer()
         self._visible = VisibleTokens(tokenizer)
-        self._offset = 0  # in characters, of the whole text
+        self._offset = -num_hidden  # in characters, of the whole text
         self._lists = CompletionLogprobs([], [], [], [])
 
     def add_prompt(self, sequence: Sequence, text: str) -> None:
@@ -42,7 +43,7 @@ class TokenLogprobs:
     def _add(self, token_id: int, length: int, logprob: float | None, top_tokens: list[TopToken]) -> None:
         """A token is among its own alternatives, whether or not it is one of the most likely. `length` is its text's."""
         lists = self._lists
-        lists.text_offset.append(self._offset)
+        lists.text_offset.append(max(0, self._offset))
         lists.token_logprobs.append(logprob)
         lists.tokens.append(self._name(token_id))
         alternatives: dict[str, float | None] = {self._name(token_id): logprob}

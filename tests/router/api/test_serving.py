@@ -76,28 +76,35 @@ async def test_an_overloaded_server_reads_no_bodies(serving, engine):
         writer.close()
 
 
-async def test_who_sends_no_body_keeps_nobody_out(serving, engine):
-    """Only with its body does a request count among those in flight."""
+async def test_a_request_has_its_place_from_its_body_on(serving, engine, monkeypatch):
+    """Who sends none keeps nobody out."""
+    check, may_go_on = serving.validation.check, asyncio.Event()
+
+    async def held(*arguments, **options):
+        await may_go_on.wait()
+        return await check(*arguments, **options)
+
+    monkeypatch.setattr(serving.validation, "check", held)
     async with TestServer(build_app(serving)) as server:
         reader, writer = await asyncio.open_connection(server.host, server.port)
         writer.write(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n")
         await asyncio.sleep(0.1)
         assert engine.num_places == 0
-        engine.goes_on = asyncio.Event()
         writer.write(b'{"inputs": "A"}')
-        await until(lambda: bool(engine.streams))
-        engine.goes_on.set()
+        await until(lambda: engine.num_places == 1)
+        may_go_on.set()
         assert (await asyncio.wait_for(reader.read(4096), 5)).startswith(b"HTTP/1.1 200 ")
         assert engine.num_places == 0
         writer.close()
 
 
-async def test_a_place_that_was_lost_while_the_body_came_is_a_429(serving, engine):
+async def test_a_place_that_was_lost_while_the_body_came_is_a_429(serving, engine, monkeypatch):
     async with TestServer(build_app(serving)) as server:
         reader, writer = await asyncio.open_connection(server.host, server.port)
         writer.write(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n")
         await asyncio.sleep(0.1)
         engine.refusal = Overloaded()
+        monkeypatch.setattr(engine, "submit", lambda requests, mailbox: pytest.fail("it went on without a place"))
         writer.write(b'{"inputs": "A"}')
         assert (await asyncio.wait_for(reader.read(4096), 5)).startswith(b"HTTP/1.1 429 ")
         writer.close()

@@ -29,6 +29,13 @@ def test_parts_of_a_character_have_names_of_their_own(rated, tokenizer):
     assert all(token.startswith("bytes:\\x") for token in tokens) and len(set(tokens)) == len(tokens)
 
 
+def test_what_the_whole_text_does_not_begin_with_is_not_counted(tokenizer):
+    rated = TokenLogprobs(tokenizer, num_hidden=1)
+    add_text(rated, tokenizer, " AB")
+    tokens = rated.take()
+    assert [" AB".find(token.strip()) - 1 for token in tokens.tokens if token.strip()] == tokens.text_offset[-2:] == [0, 1]
+
+
 def test_what_was_taken_is_not_there_again_and_offsets_go_on(rated, tokenizer):
     add_text(rated, tokenizer, "AB")
     assert rated.take().text_offset == [0, 1]
