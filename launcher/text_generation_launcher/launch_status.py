@@ -1,8 +1,7 @@
 """LaunchStatus: how far the launch is, in a small file for the router, which answers HTTP before there is anything behind it.
 
 In: a stage in words, the model's folder once it is known, and whether it is all over. Out: {"stage": "...", "model_path": "..."
-or null, "is_over": false}.
-Whoever reads it sees the old one or the new one, never half of it.
+or null, "is_over": false}. Whoever reads it sees the old one or the new one, never half of it.
 """
 
 import contextlib

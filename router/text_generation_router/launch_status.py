@@ -1,8 +1,7 @@
 """LaunchStatus: how far the launcher is, as it says in a small JSON file.
 
 In: the file's path. Out: the stage, the model's folder once it is known, and whether shards that died will not be started
-again. The launcher replaces the file as a whole, so
-it is either not there or complete.
+again. The launcher replaces the file as a whole, so it is either not there or complete.
 """
 
 import dataclasses

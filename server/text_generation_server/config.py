@@ -97,7 +97,7 @@ class ShardConfig:
     one_shot_all_reduce: bool = flag(
         False,
         help="Let GPUs that read each other's memory make small sums in one kernel each, which a decode step of many ranks "
-        "waits for, instead of NCCL. Tried at the start, and left to NCCL where it does not work.",
+        "waits for, instead of NCCL. Tried at the start, and left to NCCL where it does not work. It has not run on GPUs yet.",
     )
     json_output: bool = flag(False, help="Log one JSON object a line instead of text.")
 
