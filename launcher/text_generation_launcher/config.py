@@ -37,6 +37,7 @@ class LauncherConfig:
         None, help="Split over all visible GPUs, and fail if there are fewer than 2. false: one shard."
     )
     trust_remote_code: bool = same_as(ShardConfig, "trust_remote_code")
+    random_weights: bool = same_as(ShardConfig, "random_weights")
     quantize: str | None = same_as(ShardConfig, "quantize")
     dtype: str | None = same_as(ShardConfig, "dtype")
     hostname: str = same_as(RouterConfig, "hostname")

@@ -38,6 +38,7 @@ USAGE_ERROR = 2  # the exit status of a process that does not understand its com
 def _download_command(config: LauncherConfig) -> list[str]:
     chosen = [] if config.revision is None else ["--revision", config.revision]
     chosen += ["--trust-remote-code"] if config.trust_remote_code else []
+    chosen += ["--without-weights"] if config.random_weights else []
     return [sys.executable, "-m", "text_generation_server", "download-weights", config.model_id, *chosen]
 
 

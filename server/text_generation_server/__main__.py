@@ -33,6 +33,7 @@ def main() -> None:
     download.add_argument("model_id", metavar="MODEL_ID", help="name on the hub, a local folder, or a GGUF file")
     download.add_argument("--revision", help="branch, tag or commit; the default is the main branch")
     download.add_argument("--trust-remote-code", action="store_true", help="get the model's Python files too")
+    download.add_argument("--without-weights", action="store_true", help="get config and tokenizer only, for --random-weights")
     commands.add_parser("models", help="print which model types are served, and how they were checked", description=MODELS)
     namespace = parser.parse_args()
     try:
@@ -41,7 +42,7 @@ def main() -> None:
         elif namespace.command == "models":
             code = _print_models()
         else:
-            code = _download(namespace.model_id, namespace.revision, namespace.trust_remote_code)
+            code = _download(namespace)
     except KeyboardInterrupt:
         code = 0
     except Exception:
@@ -69,7 +70,8 @@ def _serve(config: ShardConfig) -> int:
         # would wait for each other asleep whatever was asked for.
         be_courteous()
         device_thread = ThreadPoolExecutor(1, "device", initializer=be_ordinary)
-        folder = device_thread.submit(download_weights, config.model_id, config.revision, config.trust_remote_code).result()
+        source = config.model_id, config.revision, config.trust_remote_code, not config.random_weights
+        folder = device_thread.submit(download_weights, *source).result()
         runner = device_thread.submit(load_runner, config, folder).result()
         gc.collect()
         gc.freeze()  # what is here by now stays: no collection in the middle of a step has to look through it
@@ -79,13 +81,14 @@ def _serve(config: ShardConfig) -> int:
         return 1
 
 
-def _download(model_id: str, revision: str | None, with_code: bool) -> int:
+def _download(namespace: argparse.Namespace) -> int:
     logs.configure("download", json_output=False)
     from text_generation_server.download import download_weights
     from text_generation_server.errors import ShardError
 
     try:
-        print(download_weights(model_id, revision, with_code))
+        with_code, with_weights = namespace.trust_remote_code, not namespace.without_weights
+        print(download_weights(namespace.model_id, namespace.revision, with_code, with_weights))
         return 0
     except ShardError as error:
         logging.getLogger(__name__).error("Error: %s", error)

@@ -36,6 +36,12 @@ class ShardConfig:
         "may: read files, open connections, change anything. Only for models whose code you have read, at a --revision that "
         "is a commit. Unset: such models are refused.",
     )
+    random_weights: bool = flag(
+        False,
+        help="Draw the weights at random instead of reading them: how fast a model would be and how much memory it would take, "
+        "before it is downloaded. Needs its config.json and tokenizer only; answers are noise. Of BLOOM, Llama, Mistral "
+        "and Qwen2.",
+    )
     dtype: str | None = flag(
         None,
         choices=DTYPES,

@@ -44,8 +44,9 @@ class DownloadError(ShardError):
     pass
 
 
-def download_weights(model_id: str, revision: str | None, with_code: bool = False) -> Path:
-    """The model's folder, with safetensors in it, and of a hub model with its Python files only if `with_code`.
+def download_weights(model_id: str, revision: str | None, with_code: bool = False, with_weights: bool = True) -> Path:
+    """The model's folder, with safetensors in it unless `with_weights` is false, and of a hub model with its Python files only
+    if `with_code`.
 
     Raises:
         DownloadError: the hub does not have it, or does not give it.
@@ -53,8 +54,8 @@ def download_weights(model_id: str, revision: str | None, with_code: bool = Fals
     """
     path = Path(model_id).expanduser()
     if not path.exists():
-        path = _from_hub(model_id, revision, with_code)
-    if path.is_dir() and not _has_safetensors(path):
+        path = _from_hub(model_id, revision, with_code, with_weights)
+    if with_weights and path.is_dir() and not _has_safetensors(path):
         path = _converted(path)
     return path if path.is_dir() else gguf.folder_of(path)
 
@@ -80,15 +81,15 @@ def _gguf_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.gguf"))
 
 
-def _from_hub(model_id: str, revision: str | None, with_code: bool) -> Path:
+def _from_hub(model_id: str, revision: str | None, with_code: bool, with_weights: bool) -> Path:
     """A folder, or a GGUF file: `org/name/file.gguf`, or the only one of a model that has no other weights."""
     model, file = _split(model_id)
     small = [*SMALL_FILES, *CODE] if with_code else SMALL_FILES
     try:
         if file:
             return _fetch_file(model, file, revision)
-        folder = _fetch(model, revision, [*small, "*.safetensors"])
-        if _has_safetensors(folder):
+        folder = _fetch(model, revision, [*small, "*.safetensors"] if with_weights else small)
+        if not with_weights or _has_safetensors(folder):
             return folder
         folder = _fetch(model, revision, [*small, "*.bin"])
         ggufs = [] if any(folder.glob("*.bin")) else _gguf_names_on_hub(model, revision) or _gguf_names(folder)

@@ -52,7 +52,9 @@ class Runner:
         self.folder = folder
         peak_memory = devices.PeakMemory()
         with devices.returning_freed_memory():
-            self.model, self.weight_bytes_read = folder.load(device, self.dtype, parallel, config.quantize)
+            self.model, self.weight_bytes_read = folder.load(
+                device, self.dtype, parallel, config.quantize, config.random_weights
+            )
         self.peak_loading_bytes = peak_memory.read_bytes()
         self.max_batch_tokens = config.max_batch_tokens or default_batch_tokens(self.model, device)
         # Where a prompt cannot be computed in parts, a whole sequence must fit in a step: it may have to begin anew.

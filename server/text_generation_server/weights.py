@@ -34,9 +34,7 @@ class Weights:
         self.dtype = dtype
         self.matrix_dtype = matrix_dtype or dtype
         self._sizes: list[int] = []  # of what was read, in bytes
-        self._location = {
-            name.removeprefix(prefix): (file, name) for file in _weight_files(folder) for name in _names_in(file)
-        }
+        self._location = self._locate(folder, prefix)
         self._unused = set(self._location)
 
     def load(self, name: str, shape: tuple[int, ...], rows: slice | None = None, columns: slice | None = None) -> torch.Tensor:
@@ -96,6 +94,10 @@ class Weights:
         if self._unused:
             some = ", ".join(sorted(self._unused)[:3])
             raise ModelError(f"the checkpoint has {len(self._unused)} tensors that the model does not know, such as {some}")
+
+    def _locate(self, folder: Path, prefix: str) -> dict[str, tuple[Path, str]]:
+        """Each tensor's file, and its name there."""
+        return {name.removeprefix(prefix): (file, name) for file in _weight_files(folder) for name in _names_in(file)}
 
     def _load(
         self, name: str, shape: tuple[int, ...], rows: slice | None, columns: slice | None, dtype: torch.dtype

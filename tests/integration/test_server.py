@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -107,6 +108,13 @@ def test_a_stopped_launcher_finishes_what_runs_and_exits_with_0(embedded_model: 
         assert len(list(events)) == 299
         assert served.process.wait(20) == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_is_served_before_its_weights_are_there(embedded_model: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(embedded_model / name, tmp_path)
+    with Served(tmp_path, tmp_path, "--random-weights") as served:
+        assert served.generate(PROMPT, max_new_tokens=8)
 
 
 def corrupt(folder: Path, model: Path) -> Path:

@@ -61,12 +61,12 @@ def test_what_the_child_does_is_said_before(tmp_path: Path) -> None:
     assert first_stage(str(tmp_path), tmp_path) is None
 
 
-def test_the_child_is_told_the_revision_and_whether_code_is_wanted() -> None:
-    chosen = ("--model-id", "some/name", "--revision", "v1", "--trust-remote-code")
+def test_the_child_is_told_the_revision_and_whether_code_and_weights_are_wanted() -> None:
+    chosen = ("--model-id", "some/name", "--revision", "v1", "--trust-remote-code", "--random-weights")
     plain = parse(LauncherConfig, argparse.ArgumentParser(), chosen[:2])
     config = parse(LauncherConfig, argparse.ArgumentParser(), chosen)
     assert Commands().download(plain)[-2:] == ["download-weights", "some/name"]
-    assert Commands().download(config)[-4:] == ["some/name", "--revision", "v1", "--trust-remote-code"]
+    assert Commands().download(config)[-5:] == ["some/name", "--revision", "v1", "--trust-remote-code", "--without-weights"]
 
 
 def test_only_hub_names_and_bin_files_need_the_child(tmp_path: Path) -> None:

@@ -122,17 +122,19 @@ def hub() -> Iterator[str]:
     server.server_close()
 
 
-def download(cache: Path, model_id: str, revision: str | None = None, *code: str, **environment: str) -> str:
-    """The folder or the error. In a process of its own: the hub library reads its environment once, when imported."""
+def download(cache: Path, model_id: str, revision: str | None = None, *options: str, **environment: str) -> str:
+    """The folder or the error; `options` are "with code" and "without weights". In a process of its own: the hub library reads
+    its environment once, when imported."""
     program = (
         "import sys; from text_generation_server import download\n"
-        "try: print(download.download_weights(sys.argv[1], sys.argv[2] or None, len(sys.argv) > 3))\n"
+        "options = 'with code' in sys.argv, 'without weights' not in sys.argv\n"
+        "try: print(download.download_weights(sys.argv[1], sys.argv[2] or None, *options))\n"
         "except download.ShardError as error: print('Error:', error)\n"
         "print('torch was imported' if 'torch' in sys.modules else '', file=sys.stderr)"
     )
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     environment = inherited | {"HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"} | environment
-    argv = [sys.executable, "-c", program, model_id, revision or "", *code]
+    argv = [sys.executable, "-c", program, model_id, revision or "", *options]
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "torch was imported" not in done.stderr or "onverting" in done.stderr  # only a conversion waits for it
@@ -157,6 +159,11 @@ def test_a_model_that_has_only_bin_files_is_converted_once(tmp_path: Path, hub: 
 def test_code_is_fetched_only_when_asked_for(tmp_path: Path, hub: str) -> None:
     assert not (Path(download(tmp_path, "org/safe", HF_ENDPOINT=hub)) / "modeling_own.py").exists()
     assert (Path(download(tmp_path, "org/safe", COMMIT, "with code", HF_ENDPOINT=hub)) / "modeling_own.py").exists()
+
+
+def test_without_its_weights_a_model_is_a_few_small_files(tmp_path: Path, hub: str) -> None:
+    folder = Path(download(tmp_path, "org/bin", "main", "without weights", HF_ENDPOINT=hub))
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
 
 
 def test_a_model_that_is_one_gguf_file_is_converted_once(tmp_path: Path, hub: str) -> None:

@@ -16,6 +16,7 @@ from text_generation_server.errors import ConfigurationError, ModelError
 from text_generation_server.models.contract import Model
 from text_generation_server.models.registry import Way, find_way
 from text_generation_server.parallel import Parallel
+from text_generation_server.random_weights import RandomWeights
 from text_generation_server.weights import Weights
 
 
@@ -63,18 +64,22 @@ class ModelFolder:
             model_class.make_loader(self.path).plan(Parallel(0, world_size))
 
     def load(
-        self, device: torch.device, dtype: torch.dtype, parallel: Parallel, quantize: str | None
+        self, device: torch.device, dtype: torch.dtype, parallel: Parallel, quantize: str | None, random_weights: bool = False
     ) -> tuple[Model, int]:
         """This rank's part of the model, every tensor of the checkpoint accounted for, and how many bytes of it were read.
+        With `random_weights` no checkpoint is looked at.
 
         Raises:
             ModelError, ConfigurationError: with one line that says what does not fit.
         """
         model_class = self._model_class()
         if not self.way.is_native:
+            if random_weights:
+                raise ConfigurationError(f"{self.path}: only BLOOM, Llama, Mistral and Qwen2 run with --random-weights")
             model = model_class(self.path, device, dtype, parallel, quantize)
             return model, model.bytes_read
-        weights = Weights(self.path, device, self.hidden_dtype(dtype, device), model_class.prefix, matrix_dtype=dtype)
+        read = RandomWeights if random_weights else Weights
+        weights = read(self.path, device, self.hidden_dtype(dtype, device), model_class.prefix, matrix_dtype=dtype)
         model = model_class(self._native_config(model_class), weights, parallel, quantize)
         weights.check_all_used()
         return model, weights.bytes_read
