@@ -13,7 +13,7 @@ DEV_SOCKET := /tmp/text-generation-dev
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install install-server install-router install-launcher run test test-slow test-models models-table lint proto server-dev router-dev \
-        run-bloom-560m run-bloom-560m-quantize download-bloom run-bloom run-bloom-quantize load-test smoke-test bench clean
+        run-bloom-560m run-bloom-560m-quantize download-bloom run-bloom run-bloom-quantize load-test smoke-test bench bench-gpu clean
 
 help:  ## what there is to type
 	@echo "make run [PORT=3000] [MODEL=models/tiny-bloom] [NUM_SHARD=1]   and make test are the two to know. All of them:"
@@ -105,6 +105,13 @@ bench: .venv/installed-dev  ## decode step, serving and router figures, beside t
 	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/scenarios.py
 	$(BIN)/python benchmarks/router.py
+
+bench-gpu: .venv/installed-dev  ## the figures of one GPU of 140 GB: steps, BLOOM-176B in 4 bits, throughput, quantized steps
+	$(BIN)/python benchmarks/decode.py --random-weights --models 560m 7b1 176b-eighth
+	$(BIN)/python benchmarks/serve.py --model 176b --clients 1,4 -- --random-weights --quantize bitsandbytes-nf4 --kv-cache-gib 8
+	$(BIN)/python benchmarks/serve.py --model 560m --clients 1,64,256
+	$(BIN)/python benchmarks/serve.py --model 7b1 --clients 1,64,256
+	$(BIN)/python benchmarks/quantization.py --large-model 7b1
 
 clean:  ## remove the virtual environment and caches
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from decode_loop import WARM_UP_STEPS, DecodeLoop
-from generated_model import MODEL_NAMES, add_cache_argument, model_folder
+from generated_model import add_cache_argument, model_folder
 from hardware import heading
 from memory_bandwidth import read_seconds
 from static_batch import StaticBatch
@@ -39,7 +39,7 @@ class Measurement:
     batch_size: int
     step_seconds: float
     floor_seconds: float
-    peer_seconds: float
+    peer_seconds: float | None
 
     def cells(self) -> list[str]:
         return [
@@ -50,8 +50,8 @@ class Measurement:
             _milliseconds(self.step_seconds),
             f"{_milliseconds(self.floor_seconds)} ({self.weight_bytes / self.floor_seconds / 1e9:.0f} GB/s)",
             f"{self.step_seconds / self.floor_seconds:.2f}",
-            _milliseconds(self.peer_seconds),
-            f"{self.peer_seconds / self.step_seconds:.2f}",
+            _milliseconds(self.peer_seconds) if self.peer_seconds else "",
+            f"{self.peer_seconds / self.step_seconds:.2f}" if self.peer_seconds else "",
         ]
 
 
@@ -65,16 +65,21 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--models",
         nargs="+",
-        default=list(MODEL_NAMES) if on_cuda else ["embedded", "560m"],
+        default=["embedded", "560m", "7b1", "176b-eighth"] if on_cuda else ["embedded", "560m"],
         metavar="MODEL",
-        help="embedded (the model in this repository), 560m, 7b1 or 176b-eighth (BLOOM's shapes with generated weights), "
-        "or folders of models; default: embedded and 560m, on CUDA all four",
+        help="embedded (the model in this repository), 560m, 7b1, 176b-eighth or, with --random-weights, 176b (BLOOM's shapes "
+        "with generated weights), or folders of models; default: embedded and 560m, on CUDA all but 176b",
     )
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 4, 16], metavar="N", help="default: 1 4 16")
     parser.add_argument("--context", type=int, default=128, metavar="TOKENS", help="tokens of each prompt; default: 128")
     parser.add_argument("--steps", type=int, default=40, metavar="N", help="steps that each median is of; default: 40")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on CUDA, float32 elsewhere"
+    )
+    parser.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="draw the weights in memory and generate no checkpoints; transformers is left out",
     )
     parser.add_argument("--num-threads", type=int, metavar="N", help="CPU threads of everything measured; default: all cores")
     parser.add_argument("--quick", action="store_true", help="the embedded model and few steps: does it run at all?")
@@ -88,7 +93,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def measure(name: str, arguments: argparse.Namespace) -> list[Measurement]:
     """Ours first, then the peer, so that only one of them is in memory; the floor before and after, the faster counts."""
-    folder = model_folder(name, arguments.cache)
+    folder = model_folder(name, arguments.cache, with_weights=not arguments.random_weights)
     runner = _load(folder, arguments)
     device, dtype, weight_bytes = runner.device, runner.dtype, runner.model.weight_bytes
     batches = {size: prompts(size, arguments.context, runner.model.config.vocab_size) for size in arguments.batch_sizes}
@@ -97,13 +102,21 @@ def measure(name: str, arguments: argparse.Namespace) -> list[Measurement]:
     floor_seconds = min(floor_seconds, read_seconds(weight_bytes, device))
     del runner
     _free_memory()
+    peer_steps = {} if arguments.random_weights else _time_peer(folder, dtype, device, batches, arguments.steps)
+    return [
+        Measurement(name, arguments.dtype, weight_bytes, size, steps[size], floor_seconds, peer_steps.get(size))
+        for size in batches
+    ]
+
+
+def _time_peer(
+    folder: Path, dtype: torch.dtype, device: torch.device, batches: dict[int, list[list[int]]], num_steps: int
+) -> dict[int, float]:
     peer = StaticBatch(folder, dtype, device)
-    peer_steps = {size: median(peer.time_steps(batch, arguments.steps, WARM_UP_STEPS)) for size, batch in batches.items()}
+    steps = {size: median(peer.time_steps(batch, num_steps, WARM_UP_STEPS)) for size, batch in batches.items()}
     del peer
     _free_memory()
-    return [
-        Measurement(name, arguments.dtype, weight_bytes, size, steps[size], floor_seconds, peer_steps[size]) for size in batches
-    ]
+    return steps
 
 
 def prompts(num_prompts: int, num_tokens: int, vocab_size: int) -> list[list[int]]:
@@ -116,6 +129,7 @@ def _load(folder: Path, arguments: argparse.Namespace) -> Runner:
         ShardConfig(
             model_id=str(folder),
             dtype=arguments.dtype,
+            random_weights=arguments.random_weights,
             kv_cache_gib=KV_CACHE_GIB[devices.choose_device().type],
             num_threads=arguments.num_threads or (1 if torch.cuda.is_available() else None),
         ),

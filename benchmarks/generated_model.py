@@ -41,8 +41,9 @@ SHAPES = {
     # What one rank of eight reads of BLOOM-176B (70 layers, 44 GB in bfloat16, an eighth of the vocabulary), as a model of
     # its own: a BLOOM's heads make up its width, so the slice is squared off, 5120 x 5120 for 14336 x 1792.
     "176b-eighth": Shape(5120, 70, 40, 31360, torch.bfloat16),
+    "176b": Shape(14336, 70, 112, 250880, torch.bfloat16),
 }
-MODEL_NAMES = ("embedded", *SHAPES)
+WITHOUT_WEIGHTS = ("176b",)  # of 352 GB: a server draws them, see --random-weights
 
 
 def add_cache_argument(parser: argparse.ArgumentParser) -> None:
@@ -56,14 +57,17 @@ def add_cache_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def model_folder(name: str, cache: Path) -> Path:
-    """The folder of "embedded", of a shape's name, or of any model: then `name` is its path and it is used as it is."""
+def model_folder(name: str, cache: Path, with_weights: bool = True) -> Path:
+    """The folder of "embedded", of a shape's name, or of any model: then `name` is its path and it is used as it is. Without
+    weights, a shape's folder has what --random-weights needs."""
     if name == "embedded":
         return _without_end(EMBEDDED, cache / "embedded")
-    if name in SHAPES:
-        folder = cache / f"bloom-{name}"
-        return folder if (folder / "config.json").exists() else _generate(SHAPES[name], folder)
-    return Path(name)
+    if name not in SHAPES:
+        return Path(name)
+    if not with_weights or name in WITHOUT_WEIGHTS:
+        return _write_shape(SHAPES[name], cache / f"bloom-{name}-without-weights")
+    folder = cache / f"bloom-{name}"
+    return folder if (folder / "config.json").exists() else _generate(SHAPES[name], folder)
 
 
 def _without_end(source: Path, folder: Path) -> Path:
@@ -77,8 +81,13 @@ def _without_end(source: Path, folder: Path) -> Path:
 def _generate(shape: Shape, folder: Path) -> Path:
     """config.json is written last: where it is, everything is."""
     folder.mkdir(parents=True, exist_ok=True)
-    byte_tokenizer(shape.vocab_size).save(str(folder / "tokenizer.json"))
     _write_weights(shape, folder / "model.safetensors")
+    return _write_shape(shape, folder)
+
+
+def _write_shape(shape: Shape, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    byte_tokenizer(shape.vocab_size).save(str(folder / "tokenizer.json"))
     (folder / "config.json").write_text(json.dumps(_config(shape), indent=2))
     return folder
 

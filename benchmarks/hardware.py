@@ -26,6 +26,12 @@ def heading() -> str:
     return f"{machine}; Python {platform.python_version()}, {', '.join(versions)}; {datetime.date.today()}."
 
 
+def used_gpu_memory() -> int:
+    """Bytes, by all processes, of all GPUs that this one sees."""
+    readings = (torch.cuda.mem_get_info(device) for device in range(torch.cuda.device_count()))
+    return sum(total - free for free, total in readings)
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

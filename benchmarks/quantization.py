@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from text_generation_server.config import QUANTIZE_KINDS, ShardConfig
 from text_generation_server.runner import Runner, load_runner
 
-KINDS = (None, *QUANTIZE_KINDS)
+KINDS = (None, *(kind for kind in QUANTIZE_KINDS if kind != "int8-dynamic" or not torch.cuda.is_available()))
 BATCH_SIZES = (1, 16)
 CONTEXT_TOKENS = 128
 PERPLEXITY_KV_GIB = 0.5

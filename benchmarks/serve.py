@@ -1,6 +1,6 @@
 """What clients get from the whole server through HTTP, and how well its pipeline keeps a shard busy.
 
-In: a model and numbers of clients. Out: one Markdown table, the peer (transformers' `generate` of 16 prompts as one static
+In: a model and numbers of clients. Out: one Markdown table, the peer (transformers' `generate` of as many prompts as one static
 batch, after the server has stopped) and the ratios that the project promises.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from generated_model import add_cache_argument, model_folder
-from hardware import heading, num_cores
+from hardware import heading, num_cores, used_gpu_memory
 from load import Answer, Load
 from prompts import Prompts
 from served_model import ServedModel, Timings
@@ -26,8 +26,9 @@ from static_batch import StaticBatch
 from table import markdown, median, percentile
 
 CPU_KV_CACHE_GIB = "2"
-PEER_CLIENTS = 16
+PEER_CLIENTS = 64 if torch.cuda.is_available() else 16
 PEER_RUNS = 2
+RANDOM_WEIGHTS = "--random-weights"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TITLES = (
     "clients",
@@ -108,6 +109,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("launcher_arguments", nargs="*", metavar="-- LAUNCHER FLAGS", help="passed on as they are")
     add_cache_argument(parser)
     arguments = parser.parse_args(argv)
+    arguments.no_peer |= RANDOM_WEIGHTS in arguments.launcher_arguments  # which transformers has not
     if arguments.quick:
         arguments.model, arguments.clients, arguments.rounds = "embedded", [1, 16], 1
         arguments.new_tokens, arguments.full_batch_tokens = 8, 16
@@ -154,14 +156,23 @@ def measure_peer(folder: Path, info: dict[str, Any], prompts: list[list[int]], n
     return len(prompts) * num_tokens / seconds
 
 
-def report(arguments: argparse.Namespace, info: dict[str, Any], rows: list[Measurement], peer_speed: float | None) -> str:
+def report(
+    arguments: argparse.Namespace,
+    info: dict[str, Any],
+    rows: list[Measurement],
+    gpu_memory_bytes: int,
+    peer_speed: float | None,
+) -> str:
     what = f"{arguments.model} ({info['model_dtype']}), {arguments.num_shard} shard(s)"
     lengths = f"prompts of {arguments.prompt_tokens} tokens, answers of {arguments.new_tokens}"
     prefix = "prompts begin alike" if arguments.shared_prefix else "all prompts different"
     flags = f", launcher flags: {' '.join(arguments.launcher_arguments)}" if arguments.launcher_arguments else ""
     lines = [heading(), "", f"{what}; {lengths}, {arguments.rounds} rounds, {prefix}{flags}.", ""]
     lines.append(markdown(TITLES, [row.cells() for row in rows]))
-    return "\n".join([*lines, "", *_ratios({row.num_clients: row.tokens_per_second for row in rows}, peer_speed)])
+    lines += ["", *_ratios({row.num_clients: row.tokens_per_second for row in rows}, peer_speed)]
+    if gpu_memory_bytes:
+        lines.append(f"- GPU memory in use, by all processes: {gpu_memory_bytes / 2**30:.1f} GiB")
+    return "\n".join(lines)
 
 
 def _ratios(speeds: dict[int, float], peer_speed: float | None) -> Iterator[str]:
@@ -189,17 +200,18 @@ def _milliseconds(seconds: float) -> str:
 def main() -> None:
     arguments = parse_arguments(sys.argv[1:])
     logging.basicConfig(level=logging.WARNING)
-    folder = model_folder(arguments.model, arguments.cache)
+    folder = model_folder(arguments.model, arguments.cache, with_weights=RANDOM_WEIGHTS not in arguments.launcher_arguments)
     prompts = Prompts(folder, arguments.prompt_tokens, arguments.shared_prefix)
     texts = iter(prompts)
     with contextlib.closing(asyncio.Runner()) as runner, ServedModel(folder, _launcher_arguments(arguments)) as server:
         info = server.info()
         rows = runner.run(measure_all(arguments, server, texts))
+        gpu_memory_bytes = used_gpu_memory()
     peer_speed = None
     if not arguments.no_peer:
         batch = [prompts.token_ids(text) for text in itertools.islice(texts, PEER_CLIENTS)]
         peer_speed = measure_peer(folder, info, batch, arguments.new_tokens)
-    print(report(arguments, info, rows, peer_speed))
+    print(report(arguments, info, rows, gpu_memory_bytes, peer_speed))
 
 
 if __name__ == "__main__":
