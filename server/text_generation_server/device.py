@@ -18,7 +18,8 @@ import torch
 SMALL_MODEL_BYTES = 64 * 2**20
 M_MMAP_THRESHOLD = -3  # mallopt(3)
 M_TRIM_THRESHOLD = -1
-BFLOAT16_UNITS = {"avx512_bf16", "amx_bf16"}
+BFLOAT16_TILES = "amx_bf16"
+BFLOAT16_UNITS = {"avx512_bf16", BFLOAT16_TILES}
 
 
 def choose_device() -> torch.device:
@@ -45,16 +46,10 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bfloat16_units() else torch.float32
 
 
-def choose_hidden_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """Of hidden states and all else that is no matrix, where matrices are `dtype`. The bfloat16 units of CPUs multiply
-    matrices; the rest is as fast in float32, or faster, and loses nothing there."""
-    return torch.float32 if device.type == "cpu" and dtype == torch.bfloat16 and has_bfloat16_units() else dtype
-
-
 @functools.cache
 def has_bfloat16_units() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware, and PyTorch has oneDNN, which uses that."""
-    return torch.backends.mkldnn.is_available() and bool(BFLOAT16_UNITS & _cpu_flags())
+    return torch.backends.mkldnn.is_available() and bool(BFLOAT16_UNITS & cpu_flags())
 
 
 def set_num_threads(num_threads: int | None, world_size: int, device: torch.device) -> int:
@@ -159,7 +154,8 @@ def _status_bytes(key: str) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), 0)
 
 
-def _cpu_flags() -> set[str]:
+@functools.cache
+def cpu_flags() -> set[str]:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

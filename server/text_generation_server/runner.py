@@ -47,8 +47,8 @@ class Runner:
         self.device = device
         self.parallel = parallel
         self.dtype = devices.choose_dtype(config.dtype, device)
-        hidden_dtype = folder.hidden_dtype(self.dtype, device)
-        self.kv_cache_dtype = hidden_dtype if config.kv_cache_dtype == "auto" else torch.float8_e4m3fn
+        own_dtype = folder.kv_cache_dtype(self.dtype, device)
+        self.kv_cache_dtype = own_dtype if config.kv_cache_dtype == "auto" else torch.float8_e4m3fn
         self.folder = folder
         peak_memory = devices.PeakMemory()
         with devices.returning_freed_memory():

@@ -35,7 +35,7 @@ def requests() -> list[Request]:
         length = 1 if index == 0 else 400 if index == 1 else chance.randrange(1, 400)
         num_shared = chance.randrange(length + 1) if index % 2 else 0
         prompt = shared[:num_shared] + [chance.randrange(4, 2000) for _ in range(length - num_shared)]
-        made.append(Request(prompt, max_new_tokens=chance.randrange(1, 40)))
+        made.append(Request(prompt, max_new_tokens=chance.randrange(1, 100)))
     return made
 
 

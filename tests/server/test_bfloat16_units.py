@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from processors import needs_bfloat16_units
 from random_models import save_random_model
 from runner_steps import all_logits, generate, make_runner
+from text_generation_server import cpu_kernels
 from tiny_models import save_random_bloom
 
 pytestmark = needs_bfloat16_units
@@ -30,9 +31,10 @@ def test_logits_are_nearer_to_float32_than_those_of_transformers_in_bfloat16(fol
     assert 0 < (ours - exact).norm() < (theirs.float() - exact).norm()
 
 
-def test_keys_and_values_are_kept_in_float32_unless_fewer_bits_are_asked_for(folder: Path) -> None:
+def test_keys_and_values_are_kept_as_our_kernels_read_them_unless_fewer_bits_are_asked_for(folder: Path) -> None:
     runner = make_runner(folder, dtype="bfloat16")
-    assert runner.cache.dtype == torch.float32
+    assert runner.cache.dtype == (torch.bfloat16 if cpu_kernels.library() else torch.float32)
+    assert make_runner(folder, dtype="float32").cache.dtype == torch.float32
     smaller = make_runner(folder, dtype="bfloat16", kv_cache_dtype="fp8_e4m3fn")
     assert smaller.cache.dtype == torch.float8_e4m3fn
     assert len(generate(smaller, PROMPT, 4)[0]) == 4

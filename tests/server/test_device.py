@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from text_generation_server import device
-from text_generation_server.device import PeakMemory, choose_device, choose_dtype, choose_hidden_dtype, set_num_threads
+from text_generation_server.device import PeakMemory, choose_device, choose_dtype, set_num_threads
 
 CPU = torch.device("cpu")
 
@@ -21,15 +20,6 @@ def test_a_cpu_computes_in_bfloat16_only_where_it_can_in_hardware() -> None:
     words = Path("/proc/cpuinfo").read_text().split()
     has_units = "avx512_bf16" in words or "amx_bf16" in words
     assert choose_dtype(None, CPU) == (torch.bfloat16 if has_units else torch.float32)
-
-
-def test_bfloat16_units_of_a_cpu_are_for_matrices_and_the_rest_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "has_bfloat16_units", lambda: True)
-    assert choose_hidden_dtype(torch.bfloat16, CPU) == torch.float32
-    assert choose_hidden_dtype(torch.float16, CPU) == torch.float16
-    assert choose_hidden_dtype(torch.bfloat16, torch.device("cuda")) == torch.bfloat16
-    monkeypatch.setattr(device, "has_bfloat16_units", lambda: False)
-    assert choose_hidden_dtype(torch.bfloat16, CPU) == torch.bfloat16
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

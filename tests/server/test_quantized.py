@@ -8,14 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from processors import needs_cpu_kernels
 from runner_steps import all_logits, generate, make_runner
 from text_generation_server.errors import ConfigurationError
-from text_generation_server.layers.int8_cpu import DynamicInt8Linear, Int8CpuLinear
+from text_generation_server.layers.linear import make_linear
 from text_generation_server.layers.quantized import FourBitLinear
+
+pytestmark = needs_cpu_kernels  # for int8
 
 Make = Callable[[torch.Tensor, torch.Tensor | None], torch.nn.Module]
 MAKERS: dict[str, tuple[Make, float, float]] = {  # how, relative error allowed, share of float32's bytes allowed
-    "int8": (Int8CpuLinear, 0.01, 0.29),
+    "int8": (lambda weight, bias: make_linear(weight, bias, "bitsandbytes"), 0.01, 0.29),
     "nf4": (lambda weight, bias: FourBitLinear(weight, bias, "nf4"), 0.12, 0.15),
     "fp4": (lambda weight, bias: FourBitLinear(weight, bias, "fp4"), 0.16, 0.15),
 }
@@ -44,26 +47,20 @@ def test_outliers_of_the_input_do_not_spoil_int8() -> None:
     generator = torch.Generator().manual_seed(1)
     weight, x = torch.randn(64, 128, generator=generator), torch.randn(4, 128, generator=generator)
     x[:, 5] = 60.0
-    linear = Int8CpuLinear(weight, None)
+    linear = make_linear(weight, None, "bitsandbytes")
     assert relative_error(linear(x), F.linear(x, weight)) < 0.01
 
 
-@pytest.mark.parametrize("kind", [Int8CpuLinear, DynamicInt8Linear])
-def test_a_row_in_int8_is_the_same_in_any_company_and_shape(kind: type[Int8CpuLinear]) -> None:
+@pytest.mark.parametrize("quantize", ["bitsandbytes", "int8-dynamic"])
+def test_a_row_in_int8_is_the_same_in_any_company_and_shape(quantize: str) -> None:
     generator = torch.Generator().manual_seed(1)
     weight, x = torch.randn(64, 128, generator=generator), torch.randn(9, 128, generator=generator)
     x[3] *= 1000.0
-    linear = kind(weight, torch.zeros(64))
+    linear = make_linear(weight, torch.zeros(64), quantize)
     assert torch.equal(linear(x), torch.cat([linear(row.unsqueeze(0)) for row in x]))
     assert torch.equal(linear(x.view(3, 3, 128)[:, ::2]), linear(x).view(3, 3, 64)[:, ::2])
     assert linear(x[:0]).shape == (0, 64)
     assert torch.equal(linear(torch.zeros(2, 128)), torch.zeros(2, 64))
-
-
-def test_without_fbgemm_one_line_says_what_int8_needs(random_bloom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("text_generation_server.layers.int8_cpu.ENGINES", ["qnnpack"])
-    with pytest.raises(ConfigurationError, match="needs an x86 processor; the 4-bit kinds do not"):
-        make_runner(random_bloom, quantize="bitsandbytes")
 
 
 @pytest.mark.parametrize(

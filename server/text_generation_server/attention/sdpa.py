@@ -1,14 +1,13 @@
-"""Paged attention in plain PyTorch: right everywhere, and what CPUs run.
+"""Paged attention in plain PyTorch: right everywhere, for caches and processors that our kernels are not for.
 
 In: queries, keys and values of a packed batch. Out: attended values. Keys and values are written to their blocks. Prompt
 chunks gather theirs one by one, unless they begin a sequence and have all they see at hand; decoding sequences do so in one
-padded call, or not at all where `sparse` can.
+padded call.
 """
 
 import torch
 import torch.nn.functional as F
 
-from text_generation_server.attention import sparse
 from text_generation_server.attention.context import ForwardContext
 from text_generation_server.attention.kind import Attend, AttentionKind
 from text_generation_server.kv_cache import KVCache, bits
@@ -65,12 +64,6 @@ class _Masks:
         self.dtype = dtype
         self.prefill_biases: dict[int, torch.Tensor] = {}  # by row, those that were asked for
         self.decode_bias = self._decode_bias().to(dtype) if context.num_decodes else None
-        self.sparse_decode: sparse.SparseDecode | None = None
-        if self.decode_bias is not None and self.keeps_all and sparse.is_supported(dtype, self.device):
-            offsets = torch.arange(self.cache.block_size)
-            slots = (self._decode_tables.unsqueeze(2) * self.cache.block_size + offsets).flatten(1)
-            rows = self.cache.rows(slots, num_kv_heads)
-            self.sparse_decode = sparse.SparseDecode(rows, self.decode_bias, num_heads, self.cache)
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: AttentionKind
@@ -106,8 +99,6 @@ class _Masks:
         self, layer: int, query: torch.Tensor, bias: torch.Tensor, kind: AttentionKind
     ) -> torch.Tensor:
         """query [num_decodes, num_heads, key_dim]: one token each, against all of its blocks."""
-        if self.sparse_decode is not None and kind.is_plain:
-            return self.sparse_decode.attend(layer, query, kind.scale)
         return self._attend(layer, query.unsqueeze(2), self._decode_tables, bias, kind).squeeze(2)
 
     def _attend_prefill(self, layer: int, query: torch.Tensor, row: int, kind: AttentionKind) -> torch.Tensor:

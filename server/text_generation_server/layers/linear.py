@@ -11,13 +11,17 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
+from text_generation_server import cpu_kernels
+from text_generation_server.device import BFLOAT16_TILES, cpu_flags, has_bfloat16_units
 from text_generation_server.errors import ConfigurationError
-from text_generation_server.layers.int8_cpu import DynamicInt8Linear, Int8CpuLinear
-from text_generation_server.layers.narrow import NarrowLinear, narrow_exponent
+from text_generation_server.layers.activation import ActivatedLinear, Activation
+from text_generation_server.layers.blocked import BlockedLinear, kind_of
 from text_generation_server.layers.packed import PackedLinear, can_be_packed
 from text_generation_server.layers.quantized import FourBitLinear, Int8Linear
 from text_generation_server.parallel import Parallel
 from text_generation_server.weights import Weights
+
+FOUR_BITS = ("bitsandbytes-nf4", "bitsandbytes-fp4")
 
 
 class PlainLinear(torch.nn.Module):
@@ -34,25 +38,47 @@ class PlainLinear(torch.nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
-Linear = PlainLinear | PackedLinear | NarrowLinear | Int8Linear | Int8CpuLinear | FourBitLinear
+Linear = PlainLinear | PackedLinear | BlockedLinear | Int8Linear | FourBitLinear | ActivatedLinear
 
 
-def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, quantize: str | None = None) -> Linear:
-    """The module that multiplies by `weight` [out, in] fastest in the kind of storage asked for.
+def make_linear(
+    weight: torch.Tensor, bias: torch.Tensor | None, quantize: str | None = None, activation: Activation = Activation.NONE
+) -> Linear:
+    """The module that multiplies by `weight` [out, in] fastest in the kind of storage asked for, and applies the activation.
 
     Raises:
         ConfigurationError: it is not there for this device.
     """
-    if quantize == "int8-dynamic":
-        if weight.device.type != "cpu":
-            raise ConfigurationError("--quantize int8-dynamic is for CPUs; use bitsandbytes on a GPU")
-        return DynamicInt8Linear(weight, bias)
-    if quantize == "bitsandbytes":
-        return Int8CpuLinear(weight, bias) if weight.device.type == "cpu" else Int8Linear(weight, bias)
-    if quantize in ("bitsandbytes-nf4", "bitsandbytes-fp4"):
+    if weight.device.type == "cpu" and (blocked := _make_blocked(weight, bias, quantize, activation)):
+        return blocked
+    linear = _make_unblocked(weight, bias, quantize)
+    return linear if activation is Activation.NONE else ActivatedLinear(linear, linear.weight_bytes, activation)
+
+
+def _make_blocked(
+    weight: torch.Tensor, bias: torch.Tensor | None, quantize: str | None, activation: Activation
+) -> BlockedLinear | None:
+    """For our CPU kernels, where they run. Units for tiles of bfloat16 oneDNN knows, and they do not."""
+    library = cpu_kernels.library()
+    if library is None or quantize in FOUR_BITS:
+        return None
+    if quantize is None and weight.dtype == torch.bfloat16 and BFLOAT16_TILES in cpu_flags():
+        return None
+    return BlockedLinear(weight, bias, kind_of(weight, quantize, has_bfloat16_units()), activation, library)
+
+
+def _make_unblocked(weight: torch.Tensor, bias: torch.Tensor | None, quantize: str | None) -> Linear:
+    if quantize in FOUR_BITS:
         return FourBitLinear(weight, bias, quantize.removeprefix("bitsandbytes-"))
-    if weight.dtype == torch.float32 and weight.device.type == "cpu" and (exponent := narrow_exponent(weight)) is not None:
-        return NarrowLinear(weight, bias, exponent)
+    if quantize == "bitsandbytes" and weight.device.type == "cuda":
+        return Int8Linear(weight, bias)
+    if quantize == "int8-dynamic" and weight.device.type == "cuda":
+        raise ConfigurationError("--quantize int8-dynamic is for CPUs; use bitsandbytes on a GPU")
+    if quantize is not None:
+        raise ConfigurationError(
+            f"--quantize {quantize} on a CPU needs our kernels: an x86 processor with AVX2, and a C compiler when this package "
+            "was installed; the 4-bit kinds do not"
+        )
     return PackedLinear(weight, bias) if can_be_packed(weight) else PlainLinear(weight, bias)
 
 
@@ -75,11 +101,17 @@ def load_matrix(
 
 
 def load_column_linear(
-    weights: Weights, name: str, out_features: int, in_features: int, rows: slice, quantize: str | None
+    weights: Weights,
+    name: str,
+    out_features: int,
+    in_features: int,
+    rows: slice,
+    quantize: str | None,
+    activation: Activation = Activation.NONE,
 ) -> Linear:
     """`rows` of the output: [..., in_features] → [..., rows]."""
     weight = load_matrix(weights, f"{name}.weight", (out_features, in_features), quantize, rows=rows)
-    return make_linear(weight, weights.load(f"{name}.bias", (out_features,), rows=rows), quantize)
+    return make_linear(weight, weights.load(f"{name}.bias", (out_features,), rows=rows), quantize, activation)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,7 +125,12 @@ class Part:
 
 
 def load_stacked_linear(
-    weights: Weights, parts: Sequence[Part], in_features: int, has_bias: bool, quantize: str | None
+    weights: Weights,
+    parts: Sequence[Part],
+    in_features: int,
+    has_bias: bool,
+    quantize: str | None,
+    activation: Activation = Activation.NONE,
 ) -> Linear:
     """The parts as one product, one after the other: [..., in_features] → [..., rows of all]."""
     matrices, biases = [], []
@@ -103,7 +140,7 @@ def load_stacked_linear(
         matrices.append(part.arrange(matrix))
         if has_bias:
             biases.append(part.arrange(weights.load(f"{part.name}.bias", (part.out_features,), rows=part.rows)))
-    return make_linear(torch.cat(matrices), torch.cat(biases) if has_bias else None, quantize)
+    return make_linear(torch.cat(matrices), torch.cat(biases) if has_bias else None, quantize, activation)
 
 
 class RowLinear(torch.nn.Module):

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from text_generation_server import cpu_kernels
+
 
 class Rotary(torch.nn.Module):
     def __init__(self, head_dim: int, rope: Mapping[str, Any], device: torch.device) -> None:
@@ -26,7 +28,12 @@ class Rotary(torch.nn.Module):
 
 
 def turn(heads: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """heads [num_tokens, num_heads, head_dim], turns [num_tokens, 1, head_dim / 2] → the heads, turned, in their type."""
+    """heads [num_tokens, num_heads, head_dim], turns [num_tokens, 1, head_dim / 2] → the heads, turned, in their type, and in
+    place where our CPU kernel does it."""
+    if heads.dtype == torch.float32 and heads.device.type == "cpu" and (library := cpu_kernels.library()):
+        num_tokens, num_heads, head_dim = heads.shape
+        library.rotate(heads.data_ptr(), heads.stride(0), num_tokens, num_heads, head_dim, turns.data_ptr())
+        return heads
     pairs = torch.view_as_complex(heads.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * turns).flatten(-2).to(heads.dtype)
 

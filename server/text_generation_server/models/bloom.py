@@ -5,23 +5,21 @@ states to this rank's logits. Attention, collectives and storage are the layers'
 """
 
 import dataclasses
-from types import ModuleType
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
-from text_generation_server import kernels
 from text_generation_server.attention import make_attention
 from text_generation_server.attention.context import ForwardContext
 from text_generation_server.attention.kind import Attend, Attention, AttentionKind
 from text_generation_server.kv_cache import KVCache, KVShape
+from text_generation_server.layers.activation import Activation
 from text_generation_server.layers.alibi import alibi_slopes
 from text_generation_server.layers.embedding import VocabEmbedding, VocabHead, is_tied
-from text_generation_server.layers.gelu import gelu
 from text_generation_server.layers.linear import Linear, RowLinear, load_column_linear
-from text_generation_server.layers.traced import traced
+from text_generation_server.layers.normed import Chain, LayerNorm, NormedLinear
 from text_generation_server.models.contract import PagedModel
 from text_generation_server.parallel import Parallel
 from text_generation_server.weights import Weights
@@ -80,12 +78,11 @@ class Bloom(PagedModel):
         self.word_embeddings = VocabEmbedding(weights, *vocabulary)
         # The largest matrix first: while it is put in order it is there twice, and nothing else should be there yet.
         self.lm_head = self._load_head(weights, parallel, quantize)
-        self.word_embeddings_layernorm = LayerNorm(weights, "word_embeddings_layernorm", config)
+        self.word_embeddings_layernorm = _load_norm(weights, "word_embeddings_layernorm", config)
         layers = tqdm(range(config.num_layers), desc="loading layers", delay=1, disable=not parallel.is_first)
         self.layers = [BloomLayer(config, weights, layer, heads, parallel, quantize) for layer in layers]
-        self.ln_f = LayerNorm(weights, "ln_f", config)
-        hidden = torch.zeros(2, config.hidden_size, dtype=weights.dtype, device=weights.device)
-        self._call_head = traced(torch.nn.Sequential(self.ln_f, self.lm_head), parallel.world_size, hidden)
+        self.rests = [layer.rest(self.layers[layer.index + 1 :]) for layer in self.layers]
+        self._normed_head = NormedLinear(_load_norm(weights, "ln_f", config), self.lm_head.linear)
 
     def make_attention(self, cache: KVCache) -> Attention:
         return make_attention(cache, self.slopes)
@@ -93,16 +90,16 @@ class Bloom(PagedModel):
     def forward(self, token_ids: torch.Tensor, context: ForwardContext, attention: Attention) -> torch.Tensor:
         """token_ids [num_tokens] → hidden states [num_tokens, hidden_size], before the last layer norm."""
         attend = attention.bind(context, self.dtype)
-        hidden = self.word_embeddings_layernorm(self.word_embeddings(token_ids))
-        update = torch.zeros_like(hidden)
-        for layer in self.layers:
-            hidden, update = layer.forward(hidden, update, attend)
-        return hidden + update
+        embedded = self.word_embeddings_layernorm(self.word_embeddings(token_ids))
+        hidden, output = self.layers[0].query_key_value(embedded)
+        for layer, rest in zip(self.layers, self.rests, strict=True):
+            hidden, output = rest(hidden, layer.attend(output, attend))
+        return hidden + output
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [num_rows, hidden_size] → this rank's logits [num_rows, vocab_size_local], float32."""
-        logits: torch.Tensor = self._call_head(hidden)
-        return logits
+        _, logits = self._normed_head(hidden)
+        return logits.float()
 
     @property
     def weight_bytes(self) -> int:
@@ -123,93 +120,42 @@ class BloomLayer:
     ) -> None:
         self.index = layer
         self.attention_kind = AttentionKind(scale=config.head_dim**-0.5)
-        self.before = BeforeAttention(config, weights, f"h.{layer}", heads, quantize)
-        self.after = AfterAttention(config, weights, f"h.{layer}", heads, parallel, quantize)
-        hidden = torch.zeros(2, config.hidden_size, dtype=weights.dtype, device=weights.device)
-        attended = hidden.new_zeros(2, heads.stop - heads.start, config.head_dim)
-        self._call_before = traced(self.before, parallel.world_size, hidden, hidden)
-        self._call_after = traced(self.after, parallel.world_size, hidden, attended)
+        self.head_dim = config.head_dim
+        name, hidden = f"h.{layer}", config.hidden_size
+        # The checkpoint fuses query, key and value head by head, [num_heads, 3, head_dim]: a rank's heads are neighbours.
+        fused = slice(heads.start * 3 * config.head_dim, heads.stop * 3 * config.head_dim)
+        columns = slice(heads.start * config.head_dim, heads.stop * config.head_dim)
+        inner = parallel.split(4 * hidden, "MLP columns")
+        qkv, dense = f"{name}.self_attention.query_key_value", f"{name}.self_attention.dense"
+        up, down = f"{name}.mlp.dense_h_to_4h", f"{name}.mlp.dense_4h_to_h"
+        self.query_key_value = NormedLinear(
+            _load_norm(weights, f"{name}.input_layernorm", config),
+            load_column_linear(weights, qkv, 3 * hidden, hidden, fused, quantize),
+            config.residual_after_layer_norm,
+        )
+        self.dense = RowLinear(weights, dense, hidden, hidden, columns, parallel, quantize)
+        self.dense_h_to_4h = NormedLinear(
+            _load_norm(weights, f"{name}.post_attention_layernorm", config),
+            load_column_linear(weights, up, 4 * hidden, hidden, inner, quantize, Activation.GELU),
+            config.residual_after_layer_norm,
+        )
+        self.dense_4h_to_h = RowLinear(weights, down, hidden, 4 * hidden, inner, parallel, quantize)
 
     @property
     def linears(self) -> list[Linear]:
-        before, after = self.before, self.after
-        return [before.query_key_value, after.dense.linear, after.dense_h_to_4h, after.dense_4h_to_h.linear]
+        return [self.query_key_value.linear, self.dense.linear, self.dense_h_to_4h.linear, self.dense_4h_to_h.linear]
 
-    def forward(
-        self, hidden: torch.Tensor, update: torch.Tensor, attend: Attend
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """hidden, update [num_tokens, hidden_size] → the two whose sum comes next. Sums are left to the layer norms."""
-        residual, query, key, value = self._call_before(hidden, update)
-        attended = attend(self.index, query, key, value, self.attention_kind)
-        hidden, update = self._call_after(residual, attended)
-        return hidden, update
+    def attend(self, qkv: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """qkv [num_tokens, num_heads * 3 * head_dim] → attended values [num_tokens, num_heads * head_dim]."""
+        query, key, value = qkv.unflatten(-1, (-1, 3, self.head_dim)).unbind(2)
+        return attend(self.index, query, key, value, self.attention_kind).flatten(1)
 
-
-class BeforeAttention(torch.nn.Module):
-    def __init__(self, config: BloomConfig, weights: Weights, name: str, heads: slice, quantize: str | None) -> None:
-        super().__init__()
-        # The checkpoint fuses query, key and value head by head, [num_heads, 3, head_dim]: a rank's heads are neighbours.
-        fused = slice(heads.start * 3 * config.head_dim, heads.stop * 3 * config.head_dim)
-        qkv, hidden = f"{name}.self_attention.query_key_value", config.hidden_size
-        self.head_dim = config.head_dim
-        self.residual_after_layer_norm = config.residual_after_layer_norm
-        self.input_layernorm = LayerNorm(weights, f"{name}.input_layernorm", config)
-        self.query_key_value = load_column_linear(weights, qkv, 3 * hidden, hidden, fused, quantize)
-
-    def forward(
-        self, hidden: torch.Tensor, update: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """→ the residual [num_tokens, hidden_size], and query, key and value [num_tokens, num_heads_local, head_dim]."""
-        hidden, normed = self.input_layernorm.add(hidden, update)
-        query, key, value = self.query_key_value(normed).unflatten(-1, (-1, 3, self.head_dim)).unbind(2)
-        return normed if self.residual_after_layer_norm else hidden, query, key, value
+    def rest(self, following: Sequence["BloomLayer"]) -> Chain:
+        """What comes between this layer's attention and that of the next one, if one follows."""
+        qkv = [layer.query_key_value for layer in following[:1]]
+        return Chain([self.dense, self.dense_h_to_4h, self.dense_4h_to_h, *qkv])
 
 
-class AfterAttention(torch.nn.Module):
-    def __init__(
-        self, config: BloomConfig, weights: Weights, name: str, heads: slice, parallel: Parallel, quantize: str | None
-    ) -> None:
-        super().__init__()
-        hidden = config.hidden_size
-        columns = slice(heads.start * config.head_dim, heads.stop * config.head_dim)
-        inner = parallel.split(4 * hidden, "MLP columns")
-        dense, up, down = f"{name}.self_attention.dense", f"{name}.mlp.dense_h_to_4h", f"{name}.mlp.dense_4h_to_h"
-        self.residual_after_layer_norm = config.residual_after_layer_norm
-        self.dense = RowLinear(weights, dense, hidden, hidden, columns, parallel, quantize)
-        self.post_attention_layernorm = LayerNorm(weights, f"{name}.post_attention_layernorm", config)
-        self.dense_h_to_4h = load_column_linear(weights, up, 4 * hidden, hidden, inner, quantize)
-        self.dense_4h_to_h = RowLinear(weights, down, hidden, 4 * hidden, inner, parallel, quantize)
-
-    def forward(self, residual: torch.Tensor, attended: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """residual [num_tokens, hidden_size], attended [num_tokens, num_heads_local, head_dim] → the two whose sum is next."""
-        hidden, normed = self.post_attention_layernorm.add(residual, self.dense(attended.flatten(1)))
-        residual = normed if self.residual_after_layer_norm else hidden
-        return residual, self.dense_4h_to_h(gelu(self.dense_h_to_4h(normed)))
-
-
-class LayerNorm(torch.nn.Module):
-    def __init__(self, weights: Weights, name: str, config: BloomConfig) -> None:
-        super().__init__()
-        self.weight = weights.load(f"{name}.weight", (config.hidden_size,))
-        self.bias = weights.load(f"{name}.bias", (config.hidden_size,))
-        self.epsilon = config.layer_norm_epsilon
-        self.fused = _import_fused(weights.device)
-
-    def add(self, x: torch.Tensor, update: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x + update, and the norm of it."""
-        if self.fused:
-            return self.fused.add_and_norm(x, update, self.weight, self.bias, self.epsilon)
-        total = x + update
-        return total, self(total)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
-
-
-def _import_fused(device: torch.device) -> ModuleType | None:
-    """Our kernel for both at once, where it runs."""
-    if not kernels.run_on(device):
-        return None
-    from text_generation_server.layers import fused
-
-    return fused
+def _load_norm(weights: Weights, name: str, config: BloomConfig) -> LayerNorm:
+    weight, bias = (weights.load(f"{name}.{part}", (config.hidden_size,)) for part in ("weight", "bias"))
+    return LayerNorm(weight, bias, config.layer_norm_epsilon)

@@ -20,12 +20,11 @@ from text_generation_server.models.call import Call
 from text_generation_server.models.decoder_config import refuse_dynamic_rope
 from text_generation_server.models.row_positions import RowPositions
 from text_generation_server.models.sequence_cache import SequenceCaches
-from text_generation_server.models.split_model import SplitModel
+from text_generation_server.models.split_model import CACHE_NAMES, SplitModel
 from text_generation_server.models.states import States, num_bytes
 from text_generation_server.models.transformers_loader import TransformersLoader
 from text_generation_server.parallel import Parallel
 
-CACHE_NAMES = ("past_key_values", "cache_params")
 CARRIED = {"rwkv": "state", "xlstm": "cache_params"}  # types with a cache of their own, and what they call it
 CONTINUES = (  # types with a state that a part of a prompt can begin with
     *("bailing_hybrid", "bamba", "falcon_h1", "granitemoehybrid", "inkling2_text", "inkling_text", "kimi_linear", "lfm2"),

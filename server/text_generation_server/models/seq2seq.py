@@ -25,7 +25,7 @@ from text_generation_server.models.contract import PagedModel
 from text_generation_server.models.row_positions import RowPositions
 from text_generation_server.models.seq2seq_config import Seq2seqConfig, check_vocabularies, read_decoding
 from text_generation_server.models.sequence_cache import PagedLayer, SequenceCache
-from text_generation_server.models.split_model import GivenOutput, without_trunk
+from text_generation_server.models.split_model import CACHE_NAMES, GivenOutput, without_trunk
 from text_generation_server.models.transformers_loader import TransformersLoader
 from text_generation_server.parallel import Parallel
 
@@ -167,12 +167,13 @@ class Seq2seq(PagedModel):
         if self._row_positions is not None:
             self._row_positions.positions = positions
         given = {"position_ids": positions, "attention_mask": mask, "encoder_attention_mask": encoded_mask}
+        cache_name = next(name for name in CACHE_NAMES if name in self._decoder_takes)
         output = self._decoder(
             input_ids=token_ids,
             encoder_hidden_states=encoded,
-            past_key_values=cache,
             use_cache=True,
             **{name: given[name] for name in given.keys() & self._decoder_takes},
+            **{cache_name: cache},
         )
         hidden: torch.Tensor = output.last_hidden_state
         return hidden

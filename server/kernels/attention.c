@@ -1,0 +1,266 @@
+/* Causal attention over a block cache on a CPU, of decoding sequences and prompts alike.
+ *
+ * In: queries, new keys and values of a packed batch. Out: attended values; the new keys and values are in their slots. Keys of
+ * a block lie as [head_dim][block_size], so that neighbouring numbers are neighbouring positions, values as [block_size]
+ * [head_dim]. Softmax is taken as the keys go by (Milakov and Gimelshein 2018, arXiv:1805.02867), GROUP positions at a time
+ * from position 0 on: a query's result depends neither on what else is computed nor on how. */
+#include <math.h>
+#include <omp.h>
+#include <stdlib.h>
+#include "tile.h"
+
+#define GROUP 64 /* positions */
+#define MAX_HEAD_DIM 256
+#define NOTHING_YET -1e30f
+
+struct attention {
+    int64_t num_heads, num_kv_heads, head_dim, block_size, is_bfloat16; /* is_bfloat16: the cache */
+    int64_t window, chunk; /* 0: none */
+    float scale, softcap;  /* softcap 0: none */
+    const float *slopes, *sinks; /* [num_heads] or NULL */
+};
+
+struct cache {
+    char *keys, *values; /* [num_blocks][num_kv_heads] of blocks */
+};
+
+struct tokens { /* rows of the packed batch, as far apart as the strides say */
+    const float *query, *key, *value;
+    int64_t query_stride, key_stride, value_stride;
+    const int64_t *slots; /* [num_tokens], block * block_size + offset */
+    int64_t num_tokens;
+};
+
+struct sequences {
+    const int64_t *tables; /* [num_sequences][table_width] of blocks */
+    int64_t table_width;
+    const int64_t *starts;   /* [num_sequences + 1]: their first tokens */
+    const int64_t *contexts; /* [num_sequences]: positions attended to, those of the new tokens included */
+    int64_t num_sequences;
+};
+
+static int64_t number_bytes(const struct attention *a) {
+    return a->is_bfloat16 ? 2 : 4;
+}
+
+/* head_dim numbers of one head, `step` apart in the cache. */
+static void keep_head(const struct attention *a, char *place, int64_t step, const float *x) {
+    if (a->is_bfloat16)
+        for (int64_t d = 0; d < a->head_dim; d++) ((uint16_t *)place)[d * step] = to_bfloat16(x[d]);
+    else
+        for (int64_t d = 0; d < a->head_dim; d++) ((float *)place)[d * step] = x[d];
+}
+
+static void keep(const struct attention *a, const struct cache *cache, const struct tokens *t, int64_t token) {
+    int64_t block = t->slots[token] / a->block_size, offset = t->slots[token] % a->block_size, number = number_bytes(a);
+    for (int64_t head = 0; head < a->num_kv_heads; head++) {
+        int64_t start = (block * a->num_kv_heads + head) * a->block_size * a->head_dim * number;
+        keep_head(a, cache->keys + start + offset * number, a->block_size,
+                  t->key + token * t->key_stride + head * a->head_dim);
+        keep_head(a, cache->values + start + offset * a->head_dim * number, 1,
+                  t->value + token * t->value_stride + head * a->head_dim);
+    }
+}
+
+/* --- some rows of queries of one key-value head against all they see ---------------------------------------------- */
+
+struct query_rows {
+    int num_rows;
+    float query[MAX_ROWS][MAX_HEAD_DIM]; /* scaled */
+    int64_t first[MAX_ROWS], end[MAX_ROWS]; /* the positions that each sees, [first, end) */
+    float slope[MAX_ROWS];
+    float largest[MAX_ROWS], weight_sum[MAX_ROWS];
+    float weights[MAX_ROWS][GROUP];
+    float output[MAX_ROWS][MAX_HEAD_DIM];
+    const char *keys, *values; /* of this head, in block 0 */
+    int64_t block_bytes;       /* from block to block */
+    const int64_t *table;
+};
+
+#define DEFINE_SCORES(NAME, TILE)                                                                                        \
+    INLINE void NAME##_rows(const struct attention *a, struct query_rows *q, int num_rows, int64_t position,             \
+                            const int64_t *offsets) {                                                                    \
+        floats sums[MAX_ROWS][MAX_VECTORS];                                                                              \
+        UNROLL for (int r = 0; r < num_rows; r++) UNROLL for (int c = 0; c < MAX_VECTORS; c++) sums[r][c] = all(0.0f);   \
+        TILE(num_rows, MAX_VECTORS, q->query[0], MAX_HEAD_DIM, q->keys, offsets, a->block_size * number_bytes(a),        \
+             a->head_dim, sums);                                                                                         \
+        UNROLL for (int r = 0; r < num_rows; r++)                                                                        \
+            UNROLL for (int c = 0; c < MAX_VECTORS; c++) store(q->weights[r] + position % GROUP + c * LANES, sums[r][c]); \
+    }                                                                                                                    \
+    static void NAME(const struct attention *a, struct query_rows *q, int64_t position, const int64_t *offsets) {        \
+        WITH_ROWS(q->num_rows, NAME##_rows(a, q, R, position, offsets))                                                  \
+    }
+DEFINE_SCORES(score_float32, tile_float32)
+DEFINE_SCORES(score_bfloat16, tile_bfloat16)
+
+/* Of the positions [group, group + GROUP) that are before `end`: query times key. */
+static void score(const struct attention *a, struct query_rows *q, int64_t group, int64_t end) {
+    for (int64_t position = group; position < group + GROUP && position < end; position += MAX_VECTORS * LANES) {
+        int64_t offsets[MAX_VECTORS];
+        for (int c = 0; c < MAX_VECTORS; c++) {
+            int64_t own = position + c * LANES < end ? position + c * LANES : position; /* what is not there is masked */
+            offsets[c] = q->table[own / a->block_size] * q->block_bytes + own % a->block_size * number_bytes(a);
+        }
+        (a->is_bfloat16 ? score_bfloat16 : score_float32)(a, q, position, offsets);
+    }
+}
+
+/* What is added to scores, and what they must not see. */
+static void mask(const struct attention *a, const struct query_rows *q, int r, int64_t group, int64_t end, float *scores) {
+    if (a->softcap > 0)
+        for (int i = 0; i < GROUP; i++) scores[i] = a->softcap * tanhf(scores[i] / a->softcap);
+    if (q->slope[r] != 0)
+        for (int i = 0; i < GROUP; i++) scores[i] += q->slope[r] * (int)(group + i - (q->end[r] - 1));
+    if (q->end[r] < end) end = q->end[r];
+    if (group >= q->first[r] && group + GROUP <= end) return;
+    for (int i = 0; i < GROUP; i++)
+        if (group + i < q->first[r] || group + i >= end) scores[i] = -INFINITY;
+}
+
+/* Scores become weights relative to the largest so far; what was added up before is scaled to it. */
+static void weigh(const struct attention *a, struct query_rows *q, int r, int64_t group, int64_t end) {
+    float *weights = q->weights[r], largest = q->largest[r];
+    mask(a, q, r, group, end, weights);
+    floats most = all(largest);
+    for (int i = 0; i < GROUP; i += LANES) most = max(most, load(weights + i));
+    float new_largest = largest_of(most);
+    if (new_largest > largest) {
+        float factor = expf(largest - new_largest);
+        for (int64_t d = 0; d < a->head_dim; d++) q->output[r][d] *= factor;
+        q->weight_sum[r] *= factor;
+        q->largest[r] = new_largest;
+    }
+    floats sum = all(0.0f);
+    for (int i = 0; i < GROUP; i += LANES) {
+        floats weight = exponential(load(weights + i) - all(new_largest));
+        store(weights + i, weight);
+        sum += weight;
+    }
+    q->weight_sum[r] += sum_of(sum);
+}
+
+#define DEFINE_VALUES(NAME, TILE)                                                                                          \
+    INLINE void NAME##_rows(const struct attention *a, struct query_rows *q, int num_rows, int num_vectors, int64_t d,     \
+                            int64_t group, int64_t end) {                                                                  \
+        floats sums[MAX_ROWS][MAX_VECTORS];                                                                                \
+        int64_t number = number_bytes(a), offsets[MAX_VECTORS];                                                            \
+        UNROLL for (int c = 0; c < num_vectors; c++) offsets[c] = (d + c * LANES) * number;                                \
+        UNROLL for (int r = 0; r < num_rows; r++)                                                                          \
+            UNROLL for (int c = 0; c < num_vectors; c++) sums[r][c] = load(q->output[r] + d + c * LANES);                  \
+        for (int64_t position = group; position < end;) {                                                                  \
+            int64_t offset = position % a->block_size, steps = a->block_size - offset;                                     \
+            if (steps > end - position) steps = end - position;                                                            \
+            const char *values = q->values + q->table[position / a->block_size] * q->block_bytes + offset * a->head_dim * number; \
+            TILE(num_rows, num_vectors, q->weights[0] + (position - group), GROUP, values, offsets, a->head_dim * number,  \
+                 steps, sums);                                                                                             \
+            position += steps;                                                                                             \
+        }                                                                                                                  \
+        UNROLL for (int r = 0; r < num_rows; r++)                                                                          \
+            UNROLL for (int c = 0; c < num_vectors; c++) store(q->output[r] + d + c * LANES, sums[r][c]);                  \
+    }                                                                                                                      \
+    static void NAME(const struct attention *a, struct query_rows *q, int64_t group, int64_t end) {                        \
+        int64_t d = 0;                                                                                                     \
+        for (; d + MAX_VECTORS * LANES <= a->head_dim; d += MAX_VECTORS * LANES)                                           \
+            WITH_ROWS(q->num_rows, NAME##_rows(a, q, R, MAX_VECTORS, d, group, end))                                       \
+        for (; d < a->head_dim; d += LANES) WITH_ROWS(q->num_rows, NAME##_rows(a, q, R, 1, d, group, end))                 \
+    }
+DEFINE_VALUES(add_float32_values, tile_float32)
+DEFINE_VALUES(add_bfloat16_values, tile_bfloat16)
+
+/* The blocks of a group lie anywhere in memory: they are asked for while the group before is computed. */
+static void prefetch(const struct attention *a, const struct query_rows *q, int64_t group, int64_t end) {
+    int64_t num_bytes = a->block_size * a->head_dim * number_bytes(a);
+    for (int64_t position = group; position < group + GROUP && position < end; position += a->block_size) {
+        int64_t start = q->table[position / a->block_size] * q->block_bytes;
+        for (int64_t i = 0; i < num_bytes; i += 64) {
+            _mm_prefetch(q->keys + start + i, _MM_HINT_T1);
+            _mm_prefetch(q->values + start + i, _MM_HINT_T1);
+        }
+    }
+}
+
+static void attend_rows(const struct attention *a, struct query_rows *q) {
+    int64_t first = q->first[0], end = q->end[0];
+    for (int r = 1; r < q->num_rows; r++) {
+        if (q->first[r] < first) first = q->first[r];
+        if (q->end[r] > end) end = q->end[r];
+    }
+    for (int64_t group = first / GROUP * GROUP; group < end; group += GROUP) {
+        int64_t group_end = group + GROUP < end ? group + GROUP : end;
+        prefetch(a, q, group + GROUP, end);
+        score(a, q, group, group_end);
+        for (int r = 0; r < q->num_rows; r++) weigh(a, q, r, group, group_end);
+        (a->is_bfloat16 ? add_bfloat16_values : add_float32_values)(a, q, group, group_end);
+    }
+}
+
+/* Rows [row, row + num_rows) of a sequence's queries of one key-value head: token after token, and of each the heads that
+ * share it. */
+static void attend_tile(const struct attention *a, const struct cache *cache, const struct tokens *t, const struct sequences *s,
+                        int64_t sequence, int64_t kv_head, int64_t row, int num_rows, float *out) {
+    struct query_rows q;
+    int64_t group = a->num_heads / a->num_kv_heads, head_bytes = a->block_size * a->head_dim * number_bytes(a);
+    int64_t length = s->starts[sequence + 1] - s->starts[sequence];
+    float *places[MAX_ROWS];
+    q.num_rows = num_rows;
+    q.keys = cache->keys + kv_head * head_bytes;
+    q.values = cache->values + kv_head * head_bytes;
+    q.block_bytes = a->num_kv_heads * head_bytes;
+    q.table = s->tables + sequence * s->table_width;
+    for (int r = 0; r < num_rows; r++) {
+        int64_t index = (row + r) / group, head = kv_head * group + (row + r) % group;
+        int64_t token = s->starts[sequence] + index, position = s->contexts[sequence] - length + index;
+        const float *query = t->query + token * t->query_stride + head * a->head_dim;
+        for (int64_t d = 0; d < a->head_dim; d++) {
+            q.query[r][d] = query[d] * a->scale;
+            q.output[r][d] = 0;
+        }
+        q.end[r] = position + 1;
+        q.first[r] = a->window && position >= a->window ? position - a->window + 1 : 0;
+        if (a->chunk && q.first[r] < position - position % a->chunk) q.first[r] = position - position % a->chunk;
+        q.slope[r] = a->slopes ? a->slopes[head] : 0;
+        q.largest[r] = a->sinks ? a->sinks[head] : NOTHING_YET;
+        q.weight_sum[r] = a->sinks ? 1 : 0;
+        places[r] = out + (token * a->num_heads + head) * a->head_dim;
+    }
+    attend_rows(a, &q);
+    for (int r = 0; r < num_rows; r++)
+        for (int64_t d = 0; d < a->head_dim; d++) places[r][d] = q.output[r][d] / q.weight_sum[r];
+}
+
+/* out [num_tokens][num_heads][head_dim]. head_dim and block_size are multiples of 16, head_dim at most 256. */
+void attend(const struct attention *a, const struct cache *cache, const struct tokens *t, const struct sequences *s, float *out) {
+    int64_t group = a->num_heads / a->num_kv_heads;
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+        for (int64_t token = 0; token < t->num_tokens; token++) keep(a, cache, t, token);
+        for (int64_t sequence = 0; sequence < s->num_sequences; sequence++) {
+            int64_t num_rows = (s->starts[sequence + 1] - s->starts[sequence]) * group;
+            int64_t num_tiles = (num_rows + MAX_ROWS - 1) / MAX_ROWS;
+#pragma omp for schedule(dynamic) nowait
+            for (int64_t task = 0; task < num_tiles * a->num_kv_heads; task++) {
+                int64_t row = task % num_tiles * MAX_ROWS;
+                attend_tile(a, cache, t, s, sequence, task / num_tiles, row,
+                            (int)(num_rows - row < MAX_ROWS ? num_rows - row : MAX_ROWS), out);
+            }
+        }
+    }
+}
+
+/* Turns neighbouring numbers of each head, as pairs, by angles whose cosines and sines are `turns` [num_tokens][head_dim / 2][2],
+ * in place. */
+void rotate(float *x, int64_t stride, int64_t num_tokens, int64_t num_heads, int64_t head_dim, const float *turns) {
+#pragma omp parallel for schedule(static) if (num_tokens > 1)
+    for (int64_t token = 0; token < num_tokens; token++) {
+        const float *turn = turns + token * head_dim;
+        for (int64_t head = 0; head < num_heads; head++) {
+            float *pairs = x + token * stride + head * head_dim;
+            for (int64_t i = 0; i < head_dim; i += 2) {
+                float real = pairs[i], imaginary = pairs[i + 1];
+                pairs[i] = real * turn[i] - imaginary * turn[i + 1];
+                pairs[i + 1] = real * turn[i + 1] + imaginary * turn[i];
+            }
+        }
+    }
+}

@@ -1,0 +1,127 @@
+"""Paged attention by our CPU kernel: decoding sequences and prompts in one call, nothing gathered.
+
+In: queries, keys and values of a packed batch. Out: attended values. Of a layer's keys each block is laid out anew in the
+cache's memory, [head_dim, block_size]: only this module reads them.
+"""
+
+import ctypes
+
+import torch
+
+from text_generation_server.attention.context import ForwardContext
+from text_generation_server.attention.kind import Attend, AttentionKind
+from text_generation_server.cpu_kernels import Library, address
+from text_generation_server.kv_cache import KVCache
+
+DTYPES = (torch.float32, torch.bfloat16)
+MULTIPLE = 16  # of which head_dim and block_size must be one
+MAX_HEAD_DIM = 256
+
+
+def can_attend(cache: KVCache) -> bool:
+    """Whether the kernel knows a cache of this type and these sizes."""
+    sizes = {size for keys, values in zip(cache.keys, cache.values, strict=True) for size in (keys.shape[3], values.shape[3])}
+    same = all(keys.shape == values.shape for keys, values in zip(cache.keys, cache.values, strict=True))
+    fits = all(size % MULTIPLE == 0 and size <= MAX_HEAD_DIM for size in sizes)
+    return cache.device.type == "cpu" and cache.dtype in DTYPES and cache.block_size % MULTIPLE == 0 and same and fits
+
+
+class CpuAttention:
+    fixed_launches = False  # there is nothing to record on a CPU
+
+    def __init__(self, cache: KVCache, slopes: torch.Tensor | None, library: Library) -> None:
+        self.cache = cache
+        self.slopes = None if slopes is None else slopes.float().contiguous()
+        self._call = library.attend
+        layers = zip(cache.keys, cache.values, strict=True)
+        self._blocks = [_Blocks(keys.data_ptr(), values.data_ptr()) for keys, values in layers]
+        self._kinds: dict[int, tuple[AttentionKind, _Settings]] = {}  # of each layer, as it was asked for last
+
+    def bind(self, context: ForwardContext, dtype: torch.dtype) -> Attend:
+        """Returns the function that all layers of one forward call."""
+        starts = torch.tensor([0, *context.query_lengths]).cumsum(0)
+        contexts, tables, slots = torch.tensor(context.context_lengths), context.block_tables, context.slot_mapping
+        sequences = _Sequences(tables.data_ptr(), tables.shape[1], starts.data_ptr(), contexts.data_ptr(), len(contexts))
+        tokens = _Tokens(slots=slots.data_ptr(), num_tokens=len(slots))
+        sequences.kept = starts, contexts, tables, slots  # while their addresses are used
+
+        def attend(
+            layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: AttentionKind
+        ) -> torch.Tensor:
+            rows = _rows(query), _rows(key), _rows(value)
+            tokens.query, tokens.key, tokens.value = (tensor.data_ptr() for tensor in rows)
+            tokens.query_stride, tokens.key_stride, tokens.value_stride = (tensor.stride(0) for tensor in rows)
+            output = torch.empty(query.shape)
+            structs = self._settings(layer, query.shape[1], kind), self._blocks[layer], tokens, sequences
+            self._call(*map(ctypes.addressof, structs), output.data_ptr())
+            return output if query.dtype == torch.float32 else output.to(query.dtype)
+
+        return attend
+
+    def _settings(self, layer: int, num_heads: int, kind: AttentionKind) -> "_Settings":
+        known, settings = self._kinds.get(layer, (None, None))
+        if settings is not None and (known is kind or (kind.sinks is None and known == kind)):
+            return settings
+        settings = self._make_settings(layer, num_heads, kind)
+        self._kinds[layer] = kind, settings
+        return settings
+
+    def _make_settings(self, layer: int, num_heads: int, kind: AttentionKind) -> "_Settings":
+        _, num_kv_heads, block_size, head_dim = self.cache.keys[layer].shape
+        sinks = None if kind.sinks is None else kind.sinks.float().contiguous()
+        settings = _Settings(
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            block_size=block_size,
+            is_bfloat16=self.cache.dtype == torch.bfloat16,
+            window=kind.window or 0,
+            chunk=kind.chunk or 0,
+            scale=kind.scale,
+            softcap=kind.softcap or 0.0,
+            slopes=address(self.slopes),
+            sinks=address(sinks),
+        )
+        settings.kept = sinks
+        return settings
+
+
+class _Settings(ctypes.Structure):
+    """struct attention of server/kernels/attention.c, as those below are its others."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("num_heads", "num_kv_heads", "head_dim", "block_size", "is_bfloat16")),
+        *((name, ctypes.c_int64) for name in ("window", "chunk")),
+        *((name, ctypes.c_float) for name in ("scale", "softcap")),
+        *((name, ctypes.c_void_p) for name in ("slopes", "sinks")),
+    )
+
+
+class _Blocks(ctypes.Structure):
+    _fields_ = (("keys", ctypes.c_void_p), ("values", ctypes.c_void_p))
+
+
+class _Tokens(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value")),
+        *((name, ctypes.c_int64) for name in ("query_stride", "key_stride", "value_stride")),
+        ("slots", ctypes.c_void_p),
+        ("num_tokens", ctypes.c_int64),
+    )
+
+
+class _Sequences(ctypes.Structure):
+    _fields_ = (
+        ("tables", ctypes.c_void_p),
+        ("table_width", ctypes.c_int64),
+        ("starts", ctypes.c_void_p),
+        ("contexts", ctypes.c_void_p),
+        ("num_sequences", ctypes.c_int64),
+    )
+
+
+def _rows(heads: torch.Tensor) -> torch.Tensor:
+    """[num_tokens, num_heads, head_dim] in float32, the heads of a token one after the other."""
+    if heads.dtype == torch.float32 and heads.stride(2) == 1 and heads.stride(1) == heads.shape[2]:
+        return heads
+    return heads.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
