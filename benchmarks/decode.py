@@ -17,7 +17,7 @@ import torch
 from decode_loop import WARM_UP_STEPS, DecodeLoop
 from generated_model import add_cache_argument, model_folder
 from hardware import heading
-from memory_bandwidth import read_seconds
+from memory_bandwidth import MemoryReader
 from static_batch import StaticBatch
 from table import markdown, median
 
@@ -25,6 +25,7 @@ from text_generation_server import device as devices
 from text_generation_server.config import ShardConfig
 from text_generation_server.runner import Runner, load_runner
 
+NUM_TURNS = 10  # of steps, and of reading memory
 KV_CACHE_GIB = {"cpu": 1.0, "cuda": 8.0}
 TITLES = ("model", "dtype", "weights", "batch", "step", "floor", "step / floor", "transformers", "transformers / step")
 
@@ -92,19 +93,18 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def measure(name: str, arguments: argparse.Namespace) -> list[Measurement]:
-    """Ours first, then the peer, so that only one of them is in memory; the floor before and after, the faster counts."""
+    """Ours first, with the floor in between, then the peer, so that only one of them is in memory."""
     folder = model_folder(name, arguments.cache, with_weights=not arguments.random_weights)
     runner = _load(folder, arguments)
     device, dtype, weight_bytes = runner.device, runner.dtype, runner.model.weight_bytes
     batches = {size: prompts(size, arguments.context, runner.model.config.vocab_size) for size in arguments.batch_sizes}
-    floor_seconds = read_seconds(weight_bytes, device)
-    steps = {size: _time_steps(runner, batch, arguments.steps) for size, batch in batches.items()}
-    floor_seconds = min(floor_seconds, read_seconds(weight_bytes, device))
-    del runner
+    reader = MemoryReader(weight_bytes, device)
+    steps = {size: _time_steps(runner, batch, arguments.steps, reader) for size, batch in batches.items()}
+    del runner, reader
     _free_memory()
     peer_steps = {} if arguments.random_weights else _time_peer(folder, dtype, device, batches, arguments.steps)
     return [
-        Measurement(name, arguments.dtype, weight_bytes, size, steps[size], floor_seconds, peer_steps.get(size))
+        Measurement(name, arguments.dtype, weight_bytes, size, *steps[size], peer_steps.get(size))
         for size in batches
     ]
 
@@ -137,9 +137,16 @@ def _load(folder: Path, arguments: argparse.Namespace) -> Runner:
     )
 
 
-def _time_steps(runner: Runner, batch: list[list[int]], num_steps: int) -> float:
-    loop = DecodeLoop(runner, batch, max_new_tokens=1 + WARM_UP_STEPS + num_steps)
-    return median(loop.time_steps(num_steps))
+def _time_steps(runner: Runner, batch: list[list[int]], num_steps: int, reader: MemoryReader) -> tuple[float, float]:
+    """Seconds of a step and of the floor, medians, some of each in turn."""
+    num_in_turn = -(-num_steps // NUM_TURNS)
+    loop = DecodeLoop(runner, batch, max_new_tokens=1 + NUM_TURNS * (WARM_UP_STEPS + num_in_turn))
+    steps: list[float] = []
+    reads: list[float] = []
+    for _ in range(NUM_TURNS):
+        reads.append(reader.read_seconds())
+        steps += loop.time_steps(num_in_turn)
+    return median(steps), median(reads)
 
 
 def _free_memory() -> None:

@@ -105,7 +105,7 @@ def _contestants(arguments: argparse.Namespace, folder: Path, cache: Path) -> li
 def main() -> None:
     arguments = parse_arguments(sys.argv[1:])
     logging.basicConfig(level=logging.WARNING)
-    plan = Plan(arguments.clients, arguments.rounds, arguments.new_tokens, arguments.starts, arguments.logs)
+    plan = Plan(arguments.clients, arguments.rounds, arguments.new_tokens, arguments.starts, arguments.logs, arguments.dtype)
     comparisons = [compare(model, plan, arguments) for model in arguments.models]
     peers = {"vLLM": arguments.vllm_python, "transformers serve": arguments.transformers_python}
     print(heading())

@@ -24,9 +24,9 @@ struct cache {
     char *keys, *values; /* [num_blocks][num_kv_heads] of blocks */
 };
 
-struct tokens { /* rows of the packed batch, as far apart as the strides say */
+struct tokens { /* rows of the packed batch, as far apart as the strides say, and within each of them heads */
     const float *query, *key, *value;
-    int64_t query_stride, key_stride, value_stride;
+    int64_t query_stride, key_stride, value_stride, head_stride;
     const int64_t *slots; /* [num_tokens], block * block_size + offset */
     int64_t num_tokens;
 };
@@ -56,9 +56,9 @@ static void keep(const struct attention *a, const struct cache *cache, const str
     for (int64_t head = 0; head < a->num_kv_heads; head++) {
         int64_t start = (block * a->num_kv_heads + head) * a->block_size * a->head_dim * number;
         keep_head(a, cache->keys + start + offset * number, a->block_size,
-                  t->key + token * t->key_stride + head * a->head_dim);
+                  t->key + token * t->key_stride + head * t->head_stride);
         keep_head(a, cache->values + start + offset * a->head_dim * number, 1,
-                  t->value + token * t->value_stride + head * a->head_dim);
+                  t->value + token * t->value_stride + head * t->head_stride);
     }
 }
 
@@ -75,33 +75,42 @@ struct query_rows {
     const char *keys, *values; /* of this head, in block 0 */
     int64_t block_bytes;       /* from block to block */
     const int64_t *table;
+    int64_t last_end; /* the largest of all ends */
 };
 
 #define DEFINE_SCORES(NAME, TILE)                                                                                        \
     INLINE void NAME##_rows(const struct attention *a, struct query_rows *q, int num_rows, int64_t position,             \
-                            const int64_t *offsets) {                                                                    \
+                            const int64_t *offsets, const int64_t *ahead) {                                              \
         floats sums[MAX_ROWS][MAX_VECTORS];                                                                              \
         UNROLL for (int r = 0; r < num_rows; r++) UNROLL for (int c = 0; c < MAX_VECTORS; c++) sums[r][c] = all(0.0f);   \
-        TILE(num_rows, MAX_VECTORS, q->query[0], MAX_HEAD_DIM, q->keys, offsets, a->block_size * number_bytes(a),        \
+        TILE(num_rows, MAX_VECTORS, q->query[0], MAX_HEAD_DIM, q->keys, offsets, ahead, a->block_size * number_bytes(a), \
              a->head_dim, sums);                                                                                         \
         UNROLL for (int r = 0; r < num_rows; r++)                                                                        \
             UNROLL for (int c = 0; c < MAX_VECTORS; c++) store(q->weights[r] + position % GROUP + c * LANES, sums[r][c]); \
     }                                                                                                                    \
-    static void NAME(const struct attention *a, struct query_rows *q, int64_t position, const int64_t *offsets) {        \
-        WITH_ROWS(q->num_rows, NAME##_rows(a, q, R, position, offsets))                                                  \
+    static void NAME(const struct attention *a, struct query_rows *q, int64_t position, const int64_t *offsets,          \
+                     const int64_t *ahead) {                                                                             \
+        WITH_ROWS(q->num_rows, NAME##_rows(a, q, R, position, offsets, ahead))                                           \
     }
 DEFINE_SCORES(score_float32, tile_float32)
 DEFINE_SCORES(score_bfloat16, tile_bfloat16)
 
+/* How far the block of the position one group later is from that of this one, or 0 where there is none. */
+static int64_t block_ahead(const struct attention *a, const struct query_rows *q, int64_t position) {
+    if (position + GROUP >= q->last_end) return 0;
+    return (q->table[(position + GROUP) / a->block_size] - q->table[position / a->block_size]) * q->block_bytes;
+}
+
 /* Of the positions [group, group + GROUP) that are before `end`: query times key. */
 static void score(const struct attention *a, struct query_rows *q, int64_t group, int64_t end) {
     for (int64_t position = group; position < group + GROUP && position < end; position += MAX_VECTORS * LANES) {
-        int64_t offsets[MAX_VECTORS];
+        int64_t offsets[MAX_VECTORS], ahead[MAX_VECTORS];
         for (int c = 0; c < MAX_VECTORS; c++) {
             int64_t own = position + c * LANES < end ? position + c * LANES : position; /* what is not there is masked */
             offsets[c] = q->table[own / a->block_size] * q->block_bytes + own % a->block_size * number_bytes(a);
+            ahead[c] = block_ahead(a, q, own);
         }
-        (a->is_bfloat16 ? score_bfloat16 : score_float32)(a, q, position, offsets);
+        (a->is_bfloat16 ? score_bfloat16 : score_float32)(a, q, position, offsets, ahead);
     }
 }
 
@@ -143,16 +152,17 @@ static void weigh(const struct attention *a, struct query_rows *q, int r, int64_
     INLINE void NAME##_rows(const struct attention *a, struct query_rows *q, int num_rows, int num_vectors, int64_t d,     \
                             int64_t group, int64_t end) {                                                                  \
         floats sums[MAX_ROWS][MAX_VECTORS];                                                                                \
-        int64_t number = number_bytes(a), offsets[MAX_VECTORS];                                                            \
+        int64_t number = number_bytes(a), offsets[MAX_VECTORS], ahead[MAX_VECTORS];                                        \
         UNROLL for (int c = 0; c < num_vectors; c++) offsets[c] = (d + c * LANES) * number;                                \
         UNROLL for (int r = 0; r < num_rows; r++)                                                                          \
             UNROLL for (int c = 0; c < num_vectors; c++) sums[r][c] = load(q->output[r] + d + c * LANES);                  \
         for (int64_t position = group; position < end;) {                                                                  \
             int64_t offset = position % a->block_size, steps = a->block_size - offset;                                     \
             if (steps > end - position) steps = end - position;                                                            \
+            UNROLL for (int c = 0; c < num_vectors; c++) ahead[c] = block_ahead(a, q, position);                           \
             const char *values = q->values + q->table[position / a->block_size] * q->block_bytes + offset * a->head_dim * number; \
-            TILE(num_rows, num_vectors, q->weights[0] + (position - group), GROUP, values, offsets, a->head_dim * number,  \
-                 steps, sums);                                                                                             \
+            TILE(num_rows, num_vectors, q->weights[0] + (position - group), GROUP, values, offsets, ahead,                     \
+                 a->head_dim * number, steps, sums);                                                                                             \
             position += steps;                                                                                             \
         }                                                                                                                  \
         UNROLL for (int r = 0; r < num_rows; r++)                                                                          \
@@ -167,16 +177,12 @@ static void weigh(const struct attention *a, struct query_rows *q, int r, int64_
 DEFINE_VALUES(add_float32_values, tile_float32)
 DEFINE_VALUES(add_bfloat16_values, tile_bfloat16)
 
-/* The blocks of a group lie anywhere in memory: they are asked for while the group before is computed. */
-static void prefetch(const struct attention *a, const struct query_rows *q, int64_t group, int64_t end) {
-    int64_t num_bytes = a->block_size * a->head_dim * number_bytes(a);
-    for (int64_t position = group; position < group + GROUP && position < end; position += a->block_size) {
-        int64_t start = q->table[position / a->block_size] * q->block_bytes;
-        for (int64_t i = 0; i < num_bytes; i += 64) {
-            _mm_prefetch(q->keys + start + i, _MM_HINT_T1);
-            _mm_prefetch(q->values + start + i, _MM_HINT_T1);
-        }
-    }
+/* Of the first group nobody has asked for the values: while its keys are multiplied, they come. */
+static void prefetch_values(const struct attention *a, const struct query_rows *q, int64_t group) {
+    int64_t head_bytes = a->block_size * a->head_dim * number_bytes(a);
+    for (int64_t position = group; position < group + GROUP && position < q->last_end; position += a->block_size)
+        for (int64_t i = 0; i < head_bytes; i += 64)
+            _mm_prefetch(q->values + q->table[position / a->block_size] * q->block_bytes + i, _MM_HINT_T1);
 }
 
 static void attend_rows(const struct attention *a, struct query_rows *q) {
@@ -185,9 +191,10 @@ static void attend_rows(const struct attention *a, struct query_rows *q) {
         if (q->first[r] < first) first = q->first[r];
         if (q->end[r] > end) end = q->end[r];
     }
+    q->last_end = end;
+    prefetch_values(a, q, first / GROUP * GROUP);
     for (int64_t group = first / GROUP * GROUP; group < end; group += GROUP) {
         int64_t group_end = group + GROUP < end ? group + GROUP : end;
-        prefetch(a, q, group + GROUP, end);
         score(a, q, group, group_end);
         for (int r = 0; r < q->num_rows; r++) weigh(a, q, r, group, group_end);
         (a->is_bfloat16 ? add_bfloat16_values : add_float32_values)(a, q, group, group_end);
@@ -210,7 +217,7 @@ static void attend_tile(const struct attention *a, const struct cache *cache, co
     for (int r = 0; r < num_rows; r++) {
         int64_t index = (row + r) / group, head = kv_head * group + (row + r) % group;
         int64_t token = s->starts[sequence] + index, position = s->contexts[sequence] - length + index;
-        const float *query = t->query + token * t->query_stride + head * a->head_dim;
+        const float *query = t->query + token * t->query_stride + head * t->head_stride;
         for (int64_t d = 0; d < a->head_dim; d++) {
             q.query[r][d] = query[d] * a->scale;
             q.output[r][d] = 0;

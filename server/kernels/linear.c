@@ -207,7 +207,7 @@ struct panel {
                             SUM sums[MAX_ROWS][MAX_VECTORS]) {                                                        \
         SUM own[MAX_ROWS][MAX_VECTORS];                                                                               \
         UNROLL for (int r = 0; r < num_rows; r++) UNROLL for (int c = 0; c < num_vectors; c++) own[r][c] = ZERO;      \
-        TILE(num_rows, num_vectors, x, x_stride, p->weights, p->offsets, p->step_bytes, p->steps, own);               \
+        TILE(num_rows, num_vectors, x, x_stride, p->weights, p->offsets, 0, p->step_bytes, p->steps, own);               \
         UNROLL for (int r = 0; r < num_rows; r++) UNROLL for (int c = 0; c < num_vectors; c++) sums[r][c] = own[r][c]; \
     }                                                                                                                 \
     static __attribute__((noinline)) void NAME(const struct panel *p, int64_t num_rows, const X *x, int64_t x_stride, \

@@ -23,13 +23,18 @@
     default: { enum { R = MAX_ROWS }; call; break; }                     \
     }
 
-/* sums[r][c] += x[r][k] * weights(c, k) over `steps` values of k. `x_stride`: from row to row. */
+/* sums[r][c] += x[r][k] * weights(c, k) over `steps` values of k. `x_stride`: from row to row. `ahead`, if not NULL: for each
+ * vector how far from its weights those are that will be wanted next, if the processor would not guess where. */
 #define DEFINE_TILE(NAME, X, W, SUM, LOAD, ADD)                                                                       \
     INLINE void NAME(int num_rows, int num_vectors, const X *x, int64_t x_stride, const char *weights,               \
-                     const int64_t *offsets, int64_t step_bytes, int64_t steps, SUM sums[MAX_ROWS][MAX_VECTORS]) {   \
+                     const int64_t *offsets, const int64_t *ahead, int64_t step_bytes, int64_t steps,                \
+                     SUM sums[MAX_ROWS][MAX_VECTORS]) {                                                              \
         for (int64_t k = 0; k < steps; k++) {                                                                        \
             W w[MAX_VECTORS];                                                                                        \
-            UNROLL for (int c = 0; c < num_vectors; c++) w[c] = LOAD(weights + offsets[c] + k * step_bytes);         \
+            UNROLL for (int c = 0; c < num_vectors; c++) {                                                           \
+                w[c] = LOAD(weights + offsets[c] + k * step_bytes);                                                  \
+                if (ahead) _mm_prefetch(weights + offsets[c] + k * step_bytes + ahead[c], _MM_HINT_T1);              \
+            }                                                                                                        \
             UNROLL for (int r = 0; r < num_rows; r++)                                                                \
                 UNROLL for (int c = 0; c < num_vectors; c++) ADD(sums[r][c], x[r * x_stride + k], w[c]);             \
         }                                                                                                            \

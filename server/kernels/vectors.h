@@ -25,13 +25,12 @@ typedef __m512i ints;
 #define rounded(a) _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define times_power_of_2(a, n) _mm512_scalef_ps(a, n)
 #define zero_unless_above(a, b, value) _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), value)
-#define where_less(a, b, x, y) _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), x)
 #define load_float16(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p)))
 #define load_bfloat16(p) \
     (floats) _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p))), 16)
 #define sum_of(v) _mm512_reduce_add_ps(v)
 #define largest_of(v) _mm512_reduce_max_ps(v)
-#define absolute(v) _mm512_abs_ps(v)
+#define any_nan(v) (_mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0)
 #else
 #define LANES 8
 typedef __m256 floats;
@@ -52,11 +51,10 @@ typedef __m256i ints;
 #define times_power_of_2(a, n) \
     (a) * (floats) _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)
 #define zero_unless_above(a, b, value) _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ), value)
-#define where_less(a, b, x, y) _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ))
 #define load_float16(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
 #define load_bfloat16(p) \
     (floats) _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p))), 16)
-#define absolute(v) _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v)
+#define any_nan(v) (_mm256_movemask_ps(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)) != 0)
 
 INLINE float sum_of(floats v) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));

@@ -66,6 +66,7 @@ class Library:
         self.multiply_in_turn = _function(library.multiply_in_turn, Address, Number, *[Address] * 3, Number)
         self.norm_rows = _function(library.norm_rows, Address, Number, Address, Address, Number)
         self.attend = _function(library.attend, *[Address] * 5)
+        self.find_likeliest = _function(library.find_likeliest, Address, Number, Number, *[Address] * 3)
         self.rotate = _function(library.rotate, Address, *[Number] * 4, Address)
         self.inputs_together = _function(library.inputs_together, Number)
         self.inputs_together.restype = Number

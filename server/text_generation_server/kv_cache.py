@@ -4,13 +4,12 @@ In: each layer's shape and a number of blocks. Out: tensors [num_blocks, num_hea
 head reads of a block lies together. Which block belongs to whom is the router's business.
 """
 
-import contextlib
 import dataclasses
-import math
-import mmap
 from collections.abc import Sequence
 
 import torch
+
+from text_generation_server import large_pages
 
 NARROW_DTYPES = (torch.float16, torch.float8_e4m3fn)  # activations of real models reach their limits
 
@@ -66,15 +65,8 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros, not empty: a masked slot has weight 0, and 0 times a NaN left in memory would be NaN. On a CPU the system's pages
-    take no memory until they are written. Blocks are read in any order: of small pages each would have to be looked up."""
-    if device.type != "cpu" or 0 in shape:
-        return torch.zeros(shape, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype).view(shape)
+    """Zeros, not empty: a masked slot has weight 0, and 0 times a NaN left in memory would be NaN."""
+    return large_pages.zeros(shape, dtype) if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)
 
 
 def block_bytes(shapes: Sequence[KVShape], block_size: int, dtype: torch.dtype) -> int:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from text_generation_server import cpu_kernels
 from text_generation_server.batch import PromptRows
 from text_generation_server.parallel import Parallel
 
@@ -41,7 +42,8 @@ class Logprobs:
         is_elsewhere = (local_ids < 0) | (local_ids >= logits.shape[1])
         scores = logits.gather(1, local_ids.masked_fill(is_elsewhere, 0).unsqueeze(1)).squeeze(1)
         scores = scores.masked_fill(is_elsewhere, -torch.inf)
-        local = torch.stack([scores, log_sum(logits)]).double()
+        *_, total = likeliest(logits)
+        local = torch.stack([scores.double(), total.double()])
         scores, totals = self.parallel.all_gather(local).unbind(1)  # [world_size, num_rows] each
         total = torch.logsumexp(totals, dim=0)
         top_ids, top_scores = self._top(logits, num_top)
@@ -82,10 +84,19 @@ class Logprobs:
         return ids, _from_ordered((keys + ids) >> ID_BITS).double()
 
 
-def log_sum(logits: torch.Tensor) -> torch.Tensor:
-    """[num_rows, n] → the log of each row's sum of exponentials. PyTorch's softmax goes over a row once where its logsumexp
-    makes several operations of it, which take twice as long on a CPU."""
-    return logits.amax(dim=1) - logits.log_softmax(dim=1).amax(dim=1)
+def likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """[num_rows, n] float32 → each row's largest entry, the first place of it, and the log of the sum of all exponentials."""
+    library = cpu_kernels.library() if logits.device.type == "cpu" and logits.numel() else None
+    if library is None:
+        value, index = logits.max(dim=1)
+        # PyTorch's softmax goes over a row once where its logsumexp makes several operations of it.
+        return value, index, logits.amax(dim=1) - logits.log_softmax(dim=1).amax(dim=1)
+    num_rows, size = logits.shape
+    value, index = torch.empty(num_rows), torch.empty(num_rows, dtype=torch.long)
+    total = torch.empty(num_rows, dtype=torch.float64)
+    found = value.data_ptr(), index.data_ptr(), total.data_ptr()
+    library.find_likeliest(logits.contiguous().data_ptr(), num_rows, size, *found)
+    return value, index, total
 
 
 def _sort_keys(logits: torch.Tensor, first_id: int) -> torch.Tensor:

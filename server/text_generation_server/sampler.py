@@ -13,11 +13,10 @@ import torch
 from text_generation_server.decoding import Decoding
 from text_generation_server.filters import filter_logits
 from text_generation_server.logits import Penalties, Rules, Watermark
-from text_generation_server.logprobs import Logprobs, log_sum
+from text_generation_server.logprobs import Logprobs, likeliest
 from text_generation_server.parallel import Parallel
 from text_generation_server.sequences import SequenceState
 
-BLOCK = 256
 ROWS_AT_ONCE = 4  # that stay in a processor's cache from one operation to the next
 DRAWN_AT_ONCE = 16  # on GPUs: to sort rows of a large vocabulary takes ten times their memory
 
@@ -93,10 +92,9 @@ class Sampler:
         return Sampled(token_ids.tolist(), logprobs.tolist(), *self._top(logits, token_ids, sequences))
 
     def greedy(self, logits: torch.Tensor) -> Greedy:
-        value, index = largest(logits)
-        total = log_sum(logits)
+        value, index, total = likeliest(logits)
         if self.parallel.world_size == 1:
-            return Greedy(index, value - total, total.double())
+            return Greedy(index, (value - total).float(), total.double())
         # float64 holds every token id exactly, so that one gather carries all three.
         local = torch.stack([value.double(), (index + self.rows.start).double(), total.double()])
         values, ids, totals = self.parallel.all_gather(local).unbind(1)  # [world_size, num_rows] each
@@ -146,18 +144,6 @@ def _draw(logits: torch.Tensor, sequences: list[SequenceState]) -> torch.Tensor:
     thresholds = thresholds.minimum(totals.nextafter(torch.zeros_like(totals)))  # it may be rounded up to the very end
     chosen = torch.searchsorted(cumulative, thresholds, right=True).squeeze(1)
     return chosen.clamp_(max=logits.shape[1] - 1)  # of a row that is no numbers; a wrong place would be the device's end
-
-
-def largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[num_rows, n] → each row's largest entry, and the first place of it. On a CPU torch's own way, which keeps the place in
-    mind at every entry, takes ten times as long as the largest entries of blocks and a look into one of them."""
-    blocks = logits.unflatten(1, (-1, BLOCK)) if logits.shape[1] % BLOCK == 0 and logits.device.type == "cpu" else None
-    if blocks is None:
-        value, index = logits.max(dim=1)
-        return value, index
-    value, block = blocks.amax(dim=2).max(dim=1)
-    rows = torch.arange(len(logits))
-    return value, block * BLOCK + blocks[rows, block].argmax(dim=1)
 
 
 def uniform(seed: int, position: int) -> float:

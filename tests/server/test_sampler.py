@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from sampling_rows import VOCAB_SIZE, make_logits, make_sampling
+from text_generation_server import cpu_kernels
 from text_generation_server.logits import Watermark
+from text_generation_server.logprobs import likeliest
 from text_generation_server.parallel import Parallel
-from text_generation_server.sampler import Sampled, Sampler, largest, uniform
+from text_generation_server.sampler import Sampled, Sampler, uniform
 from text_generation_server.sequences import SequenceState
 from two_ranks import DELTA, GAMMA, sampler_input
 
@@ -227,11 +229,21 @@ def test_a_vocabulary_that_does_not_divide_is_sampled_alike_by_two_ranks(ranks: 
             assert found == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("num_columns", [255, 256, 1024, 1000])
-def test_the_largest_entry_is_found_and_on_a_tie_the_first(num_columns: int) -> None:
-    logits = torch.randint(0, 5, (4, num_columns)).float()
+@pytest.mark.parametrize("has_kernels", [True, False])
+@pytest.mark.parametrize("num_columns", [1, 255, 256, 4096, 4097, 10000])
+def test_the_largest_entry_is_found_and_on_a_tie_the_first(
+    num_columns: int, has_kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_kernels:
+        monkeypatch.setattr(cpu_kernels, "library", lambda: None)
+    logits = torch.randint(0, 5, (5, num_columns)).float()
     logits[1, num_columns - 1] = 9.0
     logits[2] = -math.inf
-    value, index = largest(logits)
-    assert torch.equal(value, logits.amax(dim=1))
-    assert index.tolist() == [row.tolist().index(max(row.tolist())) for row in logits]
+    logits[3] = torch.randn(num_columns) * 100
+    logits[4, num_columns // 2] = math.nan
+    value, index, total = likeliest(logits)
+    assert torch.equal(value[:4], logits[:4].amax(dim=1))
+    assert index[:4].tolist() == [row.tolist().index(max(row.tolist())) for row in logits[:4]]
+    exact = logits[[0, 1, 3]].double().logsumexp(dim=1)
+    torch.testing.assert_close(total[[0, 1, 3]].double(), exact, rtol=1e-6, atol=1e-5)
+    assert value[4].isnan() and total[4].isnan() and 0 <= index[4] < num_columns

@@ -5,6 +5,7 @@ cache's memory, [head_dim, block_size]: only this module reads them.
 """
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 
@@ -48,9 +49,12 @@ class CpuAttention:
         def attend(
             layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: AttentionKind
         ) -> torch.Tensor:
-            rows = _rows(query), _rows(key), _rows(value)
+            rows = query, key, value
+            if not _lie_alike(rows):
+                rows = query.float().contiguous(), key.float().contiguous(), value.float().contiguous()
             tokens.query, tokens.key, tokens.value = (tensor.data_ptr() for tensor in rows)
             tokens.query_stride, tokens.key_stride, tokens.value_stride = (tensor.stride(0) for tensor in rows)
+            tokens.head_stride = rows[0].stride(1)
             output = torch.empty(query.shape)
             structs = self._settings(layer, query.shape[1], kind), self._blocks[layer], tokens, sequences
             self._call(*map(ctypes.addressof, structs), output.data_ptr())
@@ -104,7 +108,7 @@ class _Blocks(ctypes.Structure):
 class _Tokens(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("query", "key", "value")),
-        *((name, ctypes.c_int64) for name in ("query_stride", "key_stride", "value_stride")),
+        *((name, ctypes.c_int64) for name in ("query_stride", "key_stride", "value_stride", "head_stride")),
         ("slots", ctypes.c_void_p),
         ("num_tokens", ctypes.c_int64),
     )
@@ -120,8 +124,7 @@ class _Sequences(ctypes.Structure):
     )
 
 
-def _rows(heads: torch.Tensor) -> torch.Tensor:
-    """[num_tokens, num_heads, head_dim] in float32, the heads of a token one after the other."""
-    if heads.dtype == torch.float32 and heads.stride(2) == 1 and heads.stride(1) == heads.shape[2]:
-        return heads
-    return heads.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
+def _lie_alike(rows: Sequence[torch.Tensor]) -> bool:
+    """Whether all are float32 [num_tokens, num_heads, head_dim], with heads equally far apart and no gaps within them."""
+    step = rows[0].stride(1)
+    return all(tensor.dtype == torch.float32 and tensor.stride()[1:] == (step, 1) for tensor in rows)
