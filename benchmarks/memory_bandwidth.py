@@ -1,8 +1,8 @@
 """MemoryReader: how long the device takes to read some bytes, which no decode step can be faster than.
 
 In: a number of bytes. Out: seconds. The buffer is as large as what it stands for (up to a limit): weights that fit into a
-processor's cache are held to the speed of that cache, not to that of the memory behind it. Memory of machines that are shared is
-at times twice as fast as at others: what is compared with it has to be timed in between.
+processor's cache are held to the speed of that cache, not to that of the memory behind it. On machines that are shared, memory
+is at times twice as fast as at others: what is compared with it has to be timed in between.
 """
 
 import time

@@ -75,11 +75,13 @@ class Library:
 @functools.cache
 def library() -> Library | None:
     """The best one for this processor."""
+    reason = "they are for x86 processors with AVX2 or AVX-512"
     for variant in variants(cpu_flags()):
         try:
             return open_library(variant)
         except OSError as error:
-            logger.info("no CPU kernels of kind %s: %s", variant, error)
+            reason = f"{error}; they are made when this package is installed where there is a C compiler"
+    logger.warning("no CPU kernels of our own, answers will come slower: %s", reason)
     return None
 
 

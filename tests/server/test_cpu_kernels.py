@@ -35,7 +35,7 @@ def test_all_kinds_were_made() -> None:
 
 
 @needs_cpu_kernels
-def test_what_was_not_made_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_not_made_is_passed_over(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(cpu_kernels, "VARIANTS", {"from_the_future": set(), **cpu_kernels.VARIANTS})
     assert variants(cpu_flags())[0] == "from_the_future"
     with pytest.raises(OSError, match="from_the_future"):
@@ -43,3 +43,12 @@ def test_what_was_not_made_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> No
     assert cpu_kernels.library.__wrapped__() is not None
     monkeypatch.setattr(cpu_kernels, "VARIANTS", {"from_the_future": set()})
     assert cpu_kernels.library.__wrapped__() is None
+    assert "where there is a C compiler" in caplog.text
+
+
+def test_another_processor_has_none_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cpu_kernels, "cpu_flags", set)
+    assert cpu_kernels.library.__wrapped__() is None
+    assert "no CPU kernels of our own, answers will come slower: they are for x86 processors" in caplog.text

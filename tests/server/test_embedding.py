@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from runner_steps import all_logits, generate, make_runner
 from sampling_rows import VOCAB_SIZE
-from text_generation_server.layers.embedding import VocabEmbedding, VocabHead
+from text_generation_server.layers.embedding import VocabEmbedding, load_head
 from text_generation_server.parallel import Parallel
 from text_generation_server.weights import Weights
 from two_ranks import PROMPT
@@ -37,7 +37,8 @@ def test_the_parts_of_the_head_join_to_all_logits(folder: Path, world_size: int)
     parts = []
     for rank in range(world_size):
         weights = Weights(folder, torch.device("cpu"), torch.float32)
-        parts.append(VocabHead(weights, "table", VOCAB_SIZE, 16, Parallel(rank, world_size), None)(hidden))
+        embedding = VocabEmbedding(weights, "table", VOCAB_SIZE, 16, Parallel(rank, world_size))
+        parts.append(load_head(weights, "head", embedding, is_tied=True)(hidden))
         assert weights.bytes_read == parts[-1].shape[1] * 16 * 4
     torch.testing.assert_close(torch.cat(parts, dim=1), F.linear(hidden, TABLE))
 

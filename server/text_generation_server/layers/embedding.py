@@ -8,7 +8,7 @@ import logging
 import torch
 import torch.nn.functional as F
 
-from text_generation_server.layers.linear import head_storage, load_matrix, make_linear
+from text_generation_server.layers.linear import Linear, head_storage, load_matrix, make_linear
 from text_generation_server.parallel import Parallel
 from text_generation_server.weights import Weights
 
@@ -24,6 +24,8 @@ class VocabEmbedding(torch.nn.Module):
 
     def __init__(self, weights: Weights, name: str, vocab_size: int, hidden_size: int, parallel: Parallel) -> None:
         super().__init__()
+        self.name = name
+        self.shape = vocab_size, hidden_size
         self.rows = parallel.split_padded(vocab_size)
         on_cpu = weights.device.type == "cpu"
         read = weights.map if on_cpu else weights.load
@@ -40,41 +42,24 @@ class VocabEmbedding(torch.nn.Module):
         return self.parallel.all_reduce(vectors.masked_fill_(absent.unsqueeze(-1), 0))
 
 
-def is_tied(weights: Weights, head: str, table: str, vocab_size: int, hidden_size: int, parallel: Parallel) -> bool:
-    """Whether the head is the table, as the configuration says. Where the checkpoint brings another one all the same, that is
-    the one that was trained, and transformers takes it too."""
-    if head not in weights.names:
+def load_head(weights: Weights, name: str, embedding: VocabEmbedding, is_tied: bool, quantize: str | None = None) -> Linear:
+    """Hidden states [num_rows, hidden_size] → this rank's logits [num_rows, vocab_size_local]. A tied head shares the
+    embedding's memory on CUDA; elsewhere it reads the same rows."""
+    storage = head_storage(quantize)
+    if is_tied and _is_same(weights, name, embedding):
+        if weights.device.type == "cuda":
+            return make_linear(embedding.table, None, storage)
+        name = embedding.name
+    return make_linear(load_matrix(weights, name, embedding.shape, storage, rows=embedding.rows), None, storage)
+
+
+def _is_same(weights: Weights, name: str, embedding: VocabEmbedding) -> bool:
+    """Whether the head is the embedding's table, as the configuration says. Where the checkpoint brings another one all the
+    same, that is the one that was trained, and transformers takes it too."""
+    if name not in weights.names:
         return True
-    shape, rows = (vocab_size, hidden_size), parallel.split_padded(vocab_size)
-    own, tied = weights.map(head, shape, rows), weights.map(table, shape, rows)
-    if own.dtype != tied.dtype or not torch.equal(own, tied):
+    own, table = (weights.map(matrix, embedding.shape, embedding.rows) for matrix in (name, embedding.name))
+    if own.dtype != table.dtype or not torch.equal(own, table):
         logger.warning("the head is not the embedding, though config.json says tie_word_embeddings: it is taken as it is")
         return False
     return True
-
-
-class VocabHead(torch.nn.Module):
-    """Hidden states [num_rows, hidden_size] → this rank's logits [num_rows, vocab_size_local], in float32.
-
-    `tied_table` is the embedding's where both can share memory (CUDA); else the head reads its own rows.
-    """
-
-    def __init__(
-        self,
-        weights: Weights,
-        name: str,
-        vocab_size: int,
-        hidden_size: int,
-        parallel: Parallel,
-        tied_table: torch.Tensor | None,
-        quantize: str | None = None,
-    ) -> None:
-        super().__init__()
-        storage = head_storage(quantize)
-        if tied_table is None:
-            rows = parallel.split_padded(vocab_size)
-            tied_table = load_matrix(weights, name, (vocab_size, hidden_size), storage, rows=rows)
-        self.linear = make_linear(tied_table, None, storage)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.linear(hidden).float()

@@ -88,8 +88,10 @@ class ModelFolder:
     def hidden_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
         """Of hidden states and all else that is no matrix, where matrices are `dtype`. CPUs multiply matrices in 16 bits, in
         units of their own or widened as they are read; the rest is as fast in float32, and loses nothing there."""
+        if not self.way.is_native or device.type != "cpu":
+            return dtype
         multiplies = cpu_kernels.library() or (dtype == torch.bfloat16 and has_bfloat16_units())
-        return torch.float32 if self.way.is_native and device.type == "cpu" and multiplies else dtype
+        return torch.float32 if multiplies else dtype
 
     def kv_cache_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
         """Of keys and values. Our CPU kernel reads bfloat16 as it reads float32, in half the time."""

@@ -17,7 +17,7 @@ from text_generation_server.attention.kind import Attend, Attention, AttentionKi
 from text_generation_server.kv_cache import KVCache, KVShape
 from text_generation_server.layers.activation import Activation
 from text_generation_server.layers.alibi import alibi_slopes
-from text_generation_server.layers.embedding import VocabEmbedding, VocabHead, is_tied
+from text_generation_server.layers.embedding import VocabEmbedding, load_head
 from text_generation_server.layers.linear import Linear, RowLinear, load_column_linear
 from text_generation_server.layers.normed import Chain, LayerNorm, NormedLinear
 from text_generation_server.models.contract import PagedModel
@@ -74,15 +74,15 @@ class Bloom(PagedModel):
         self.dtype = weights.dtype
         self.kv_shapes = [KVShape(heads.stop - heads.start, config.head_dim, config.head_dim)] * config.num_layers
         self.slopes = alibi_slopes(config.num_heads)[heads].to(weights.device)
-        vocabulary = ("word_embeddings.weight", config.vocab_size, config.hidden_size, parallel)
-        self.word_embeddings = VocabEmbedding(weights, *vocabulary)
+        vocabulary = (config.vocab_size, config.hidden_size, parallel)
+        self.word_embeddings = VocabEmbedding(weights, "word_embeddings.weight", *vocabulary)
         # The largest matrix first: while it is put in order it is there twice, and nothing else should be there yet.
-        self.lm_head = self._load_head(weights, parallel, quantize)
+        self.lm_head = load_head(weights, "lm_head.weight", self.word_embeddings, config.tie_word_embeddings, quantize)
         self.word_embeddings_layernorm = _load_norm(weights, "word_embeddings_layernorm", config)
         layers = tqdm(range(config.num_layers), desc="loading layers", delay=1, disable=not parallel.is_first)
         self.layers = [BloomLayer(config, weights, layer, heads, parallel, quantize) for layer in layers]
         self.rests = [layer.rest(self.layers[layer.index + 1 :]) for layer in self.layers]
-        self._normed_head = NormedLinear(_load_norm(weights, "ln_f", config), self.lm_head.linear)
+        self._normed_head = NormedLinear(_load_norm(weights, "ln_f", config), self.lm_head)
 
     def make_attention(self, cache: KVCache) -> Attention:
         return make_attention(cache, self.slopes)
@@ -104,14 +104,7 @@ class Bloom(PagedModel):
     @property
     def weight_bytes(self) -> int:
         """What the matrices that every decode step reads occupy."""
-        return self.lm_head.linear.weight_bytes + sum(linear.weight_bytes for layer in self.layers for linear in layer.linears)
-
-    def _load_head(self, weights: Weights, parallel: Parallel, quantize: str | None) -> VocabHead:
-        vocabulary = (self.config.vocab_size, self.config.hidden_size, parallel)
-        head, table = "lm_head.weight", None
-        if self.config.tie_word_embeddings and is_tied(weights, head, "word_embeddings.weight", *vocabulary):
-            head, table = "word_embeddings.weight", self.word_embeddings.table if weights.device.type == "cuda" else None
-        return VocabHead(weights, head, *vocabulary, table, quantize)
+        return self.lm_head.weight_bytes + sum(linear.weight_bytes for layer in self.layers for linear in layer.linears)
 
 
 class BloomLayer:

@@ -17,7 +17,7 @@ from text_generation_server.attention.context import ForwardContext
 from text_generation_server.attention.kind import Attend, Attention, AttentionKind
 from text_generation_server.kv_cache import KVCache, KVShape
 from text_generation_server.layers.activation import Activation
-from text_generation_server.layers.embedding import VocabEmbedding, VocabHead, is_tied
+from text_generation_server.layers.embedding import VocabEmbedding, load_head
 from text_generation_server.layers.linear import Linear, Part, RowLinear, load_stacked_linear
 from text_generation_server.layers.normed import Chain, NormedLinear
 from text_generation_server.layers.rms_norm import RmsNorm
@@ -40,16 +40,13 @@ class Llama(PagedModel):
         self.kv_shapes = [KVShape(kv_heads.stop - kv_heads.start, config.head_dim, config.head_dim)] * config.num_layers
         vocabulary = (config.vocab_size, config.hidden_size, parallel)
         self.embed_tokens = VocabEmbedding(weights, "embed_tokens.weight", *vocabulary)
-        head, table = "lm_head.weight", None
-        if config.tie_word_embeddings and is_tied(weights, head, "embed_tokens.weight", *vocabulary):
-            head, table = "embed_tokens.weight", self.embed_tokens.table if weights.device.type == "cuda" else None
         # The largest matrix first: while it is put in order it is there twice, and nothing else should be there yet.
-        self.lm_head = VocabHead(weights, head, *vocabulary, table, quantize)
+        self.lm_head = load_head(weights, "lm_head.weight", self.embed_tokens, config.tie_word_embeddings, quantize)
         self.rotary = Rotary(config.head_dim, config.rope, weights.device)
         layers = tqdm(range(config.num_layers), desc="loading layers", delay=1, disable=not parallel.is_first)
         self.layers = [LlamaLayer(config, weights, layer, parallel, quantize) for layer in layers]
         self.rests = [layer.rest(self.layers[layer.index + 1 :]) for layer in self.layers]
-        self._normed_head = NormedLinear(_load_norm(weights, "norm", config), self.lm_head.linear)
+        self._normed_head = NormedLinear(_load_norm(weights, "norm", config), self.lm_head)
         weights.ignore(f"layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(config.num_layers))  # of old files
 
     def make_attention(self, cache: KVCache) -> Attention:
@@ -72,7 +69,7 @@ class Llama(PagedModel):
     @property
     def weight_bytes(self) -> int:
         """What the matrices that every decode step reads occupy."""
-        return self.lm_head.linear.weight_bytes + sum(linear.weight_bytes for layer in self.layers for linear in layer.linears)
+        return self.lm_head.weight_bytes + sum(linear.weight_bytes for layer in self.layers for linear in layer.linears)
 
 
 class LlamaLayer:
