@@ -60,6 +60,14 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help=f"kinds of this server, beside none: {', '.join(QUANTIZE_KINDS)}; default: bitsandbytes",
     )
     parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=("float32", "bfloat16"),
+        default=["float32"],
+        metavar="DTYPE",
+        help="of what this server does not quantize; default: float32",
+    )
+    parser.add_argument(
         "--batch-sizes",
         type=lambda text: [int(word) for word in text.split(",")],
         default=[1, 4, 16],
@@ -78,8 +86,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def measure_all(folder: Path, arguments: argparse.Namespace) -> Iterator[Row]:
     vocab_size = json.loads((folder / "config.json").read_text())["vocab_size"]
     batches = {size: _prompts(size, arguments.prompt_tokens, vocab_size) for size in arguments.batch_sizes}
-    for kind in (None, *arguments.quantize):
-        yield Row("this server", kind or "float32", _own_speeds(folder, kind, batches, arguments.new_tokens))
+    for dtype, kind in itertools.product(arguments.dtypes, (None, *arguments.quantize)):
+        storage = f"{kind}, {dtype} beside" if kind else dtype
+        yield Row("this server", storage, _own_speeds(folder, dtype, kind, batches, arguments.new_tokens))
     if python := arguments.ctranslate2_python:
         for kind in CTRANSLATE2_KINDS:
             wanted = {"folder": str(folder), "kind": kind}
@@ -94,9 +103,9 @@ def _prompts(batch_size: int, num_tokens: int, vocab_size: int) -> Batch:
     return [[chance.randrange(4, vocab_size) for _ in range(num_tokens)] for _ in range(batch_size)]
 
 
-def _own_speeds(folder: Path, kind: str | None, batches: dict[int, Batch], new_tokens: int) -> dict[int, float]:
+def _own_speeds(folder: Path, dtype: str, kind: str | None, batches: dict[int, Batch], new_tokens: int) -> dict[int, float]:
     gc.collect()
-    runner = load_runner(ShardConfig(model_id=str(folder), quantize=kind, dtype="float32", kv_cache_gib=KV_CACHE_GIB), folder)
+    runner = load_runner(ShardConfig(model_id=str(folder), quantize=kind, dtype=dtype, kv_cache_gib=KV_CACHE_GIB), folder)
     num_steps = new_tokens - 1 - WARM_UP_STEPS
     return {
         size: size / median(DecodeLoop(runner, prompts, new_tokens).time_steps(num_steps)) for size, prompts in batches.items()
