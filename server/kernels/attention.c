@@ -5,8 +5,6 @@
  * [head_dim]. Softmax is taken as the keys go by (Milakov and Gimelshein 2018, arXiv:1805.02867), GROUP positions at a time
  * from position 0 on: a query's result depends neither on what else is computed nor on how. */
 #include <math.h>
-#include <omp.h>
-#include <stdlib.h>
 #include "tile.h"
 
 #define GROUP 64 /* positions */

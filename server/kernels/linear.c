@@ -4,7 +4,7 @@
  * [16][u] with u the inputs that one instruction multiplies, so that a product reads it from one end to the other, once for
  * all rows. Sums are float32, or exact integers. */
 #include <math.h>
-#include <omp.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include "tile.h"
 
@@ -102,9 +102,16 @@ static void normalize(const struct norm *norm, int64_t size, const float *x, flo
 }
 
 static void to_digits(const float *x, int64_t size, int num_digits, int64_t stride, digit *out, float *scale) {
-    float largest = 0;
+    float largest = 0, nan = 0;
 #pragma omp simd reduction(max : largest)
     for (int64_t i = 0; i < size; i++) largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
+#pragma omp simd reduction(+ : nan)
+    for (int64_t i = 0; i < size; i++) nan += x[i] - x[i]; /* of what is no number, or has no end */
+    if (nan != nan) {
+        for (int64_t i = 0; i < num_digits * stride; i++) out[i] = INPUT_OFFSET;
+        *scale = NAN;
+        return;
+    }
     float step = largest > 0 ? largest / LEVELS : 1, inverse = 1 / step;
     *scale = step;
     for (int64_t i = 0; i < size; i++) {
@@ -275,6 +282,10 @@ static void *scratch(int use, int64_t num_bytes) { /* of this thread, kept from 
         free(memory[use]);
         sizes[use] = (num_bytes + num_bytes / 2 + 4096) / 64 * 64;
         memory[use] = aligned_alloc(64, sizes[use]);
+        if (!memory[use]) {
+            fprintf(stderr, "no memory for %lld bytes of a product\n", (long long)sizes[use]);
+            abort();
+        }
     }
     return memory[use];
 }

@@ -3,7 +3,6 @@
  * A row is taken in parts that stay in a core's cache between the search for the largest entry and the sum. The parts are the
  * same whatever other rows there are. */
 #include <math.h>
-#include <omp.h>
 #include <stdlib.h>
 #include "vectors.h"
 
@@ -42,6 +41,7 @@ static struct part find_part(const float *x, int64_t first, int64_t end) {
 void find_likeliest(const float *x, int64_t num_rows, int64_t size, float *largest, int64_t *places, double *log_sums) {
     int64_t num_parts = (size + PART - 1) / PART;
     struct part *parts = malloc(num_rows * num_parts * sizeof(struct part));
+    if (!parts) abort();
 #pragma omp parallel for schedule(dynamic)
     for (int64_t task = 0; task < num_rows * num_parts; task++) {
         int64_t first = task % num_parts * PART, end = first + PART < size ? first + PART : size;

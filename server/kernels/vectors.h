@@ -25,6 +25,7 @@ typedef __m512i ints;
 #define rounded(a) _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define times_power_of_2(a, n) _mm512_scalef_ps(a, n)
 #define zero_unless_above(a, b, value) _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), value)
+#define unless_nan(x, value) _mm512_mask_mov_ps(value, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x)
 #define load_float16(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p)))
 #define load_bfloat16(p) \
     (floats) _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p))), 16)
@@ -51,6 +52,7 @@ typedef __m256i ints;
 #define times_power_of_2(a, n) \
     (a) * (floats) _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)
 #define zero_unless_above(a, b, value) _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ), value)
+#define unless_nan(x, value) _mm256_blendv_ps(value, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q))
 #define load_float16(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
 #define load_bfloat16(p) \
     (floats) _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p))), 16)
@@ -69,7 +71,7 @@ INLINE float largest_of(floats v) {
 }
 #endif
 
-/* e^x, exact to 2 units in the last place, and 0 below -87 (Moshier's Cephes library: the coefficients of expf). */
+/* e^x, exact to 2 units in the last place, 0 below -87 and no number where x is none (Moshier's Cephes library: the coefficients of expf). */
 INLINE floats exponential(floats x) {
     floats least = all(-87.0f), bounded = max(min(x, all(88.0f)), least);
     floats n = rounded(bounded * all(1.44269504f));
@@ -83,7 +85,7 @@ INLINE floats exponential(floats x) {
     y = fma(y, r, all(5.0000001201e-1f));
     y = fma(y, r * r, r + all(1.0f));
     y = times_power_of_2(y, n);
-    return zero_unless_above(x, least, y);
+    return unless_nan(x, zero_unless_above(x, least, y));
 }
 
 /* The nearest bfloat16, ties to even; what is no number stays none. */

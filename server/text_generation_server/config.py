@@ -46,8 +46,8 @@ class ShardConfig:
         None,
         choices=DTYPES,
         help="Type of weights and arithmetic. Unset: bfloat16 on CUDA (float16 on cards without it) "
-        "and on CPUs with bfloat16 units, else float32. Of BLOOM and Llama on CPUs matrices, keys and values "
-        "are in it, and all else is float32.",
+        "and on CPUs with bfloat16 units, else float32. Of BLOOM and Llama on CPUs the matrices are in it, "
+        "and in bfloat16 keys and values; all else is float32.",
     )
     block_size: int = flag(
         16,
@@ -63,7 +63,7 @@ class ShardConfig:
         "auto",
         choices=KV_CACHE_DTYPES,
         help="Type of the keys and values that are kept. fp8_e4m3fn takes half of bfloat16's memory, and answers get less "
-        "exact. auto: that of --dtype.",
+        "exact. auto: that of --dtype, or of what it leaves in float32.",
     )
     cuda_memory_fraction: float = flag(
         1.0, help="Share of a GPU's memory that this rank may use; the rest is left to other programs."

@@ -28,6 +28,8 @@ VARIANTS = {
     "avx2": AVX2,
 }
 
+OPENMP = ("libgomp", "libiomp5", "libomp")
+
 Address, Number = ctypes.c_void_p, ctypes.c_int64
 
 
@@ -53,8 +55,8 @@ class Link(ctypes.Structure):
 
 
 class Library:
-    """The functions of server/kernels, which say there what they do. They take addresses of contiguous memory, wait for each
-    other in the calling thread, and use as many threads as PyTorch does."""
+    """The functions of server/kernels, which say there what they do. They take addresses of numbers that lie together as
+    they say, and use as many threads as PyTorch does."""
 
     def __init__(self, path: Path) -> None:
         """
@@ -108,12 +110,12 @@ def _function(function: Any, *arguments: type) -> Any:
 
 def _share_openmp() -> None:
     """Lets the library find PyTorch's OpenMP, which it is made without: two would be two teams of threads on the same cores."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        path = line.split(maxsplit=5)[-1]
-        if "/" in path and any(name in Path(path).name for name in ("libgomp", "libiomp5", "libomp")):
-            ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
-            return
-    raise OSError("PyTorch runs without OpenMP")
+    mapped = {line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
+    found = [path for path in mapped if any(name in Path(path).name for name in OPENMP)]
+    if not found:
+        raise OSError("PyTorch runs without OpenMP")
+    # Other libraries may have brought one of their own: PyTorch's lies with it.
+    ctypes.CDLL(max(found, key=lambda path: Path(torch.__file__).parent in Path(path).parents), mode=ctypes.RTLD_GLOBAL)
 
 
 def address(tensor: torch.Tensor | None) -> int | None:

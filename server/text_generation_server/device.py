@@ -48,7 +48,7 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
 
 @functools.cache
 def has_bfloat16_units() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware, and PyTorch has oneDNN, which uses that."""
+    """Whether this CPU multiplies bfloat16 in hardware; where our kernels do not run, PyTorch needs oneDNN for it."""
     return torch.backends.mkldnn.is_available() and bool(BFLOAT16_UNITS & cpu_flags())
 
 

@@ -30,6 +30,7 @@ class KVCache:
     def __init__(
         self, shapes: Sequence[KVShape], num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
+        self.shapes = shapes
         self.block_size = block_size
         self.num_blocks = num_blocks
         self.dtype = dtype

@@ -92,7 +92,7 @@ def likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
         # PyTorch's softmax goes over a row once where its logsumexp makes several operations of it.
         return value, index, logits.amax(dim=1) - logits.log_softmax(dim=1).amax(dim=1)
     rows, (num_rows, size) = logits.contiguous(), logits.shape
-    value, index = torch.empty(num_rows), torch.empty(num_rows, dtype=torch.long)
+    value, index = torch.empty(num_rows, dtype=torch.float32), torch.empty(num_rows, dtype=torch.long)
     total = torch.empty(num_rows, dtype=torch.float64)
     found = value.data_ptr(), index.data_ptr(), total.data_ptr()
     library.find_likeliest(rows.data_ptr(), num_rows, size, *found)

@@ -13,6 +13,7 @@ import torch
 
 from text_generation_proto.shard_pb2 import Step, StepResult, Timings
 from text_generation_server import device as devices
+from text_generation_server.attention import choose_cache_dtype
 from text_generation_server.batch import Batch
 from text_generation_server.block_tables import BlockTables
 from text_generation_server.capacity import default_batch_tokens, fitting_block_size, full_step
@@ -47,8 +48,6 @@ class Runner:
         self.device = device
         self.parallel = parallel
         self.dtype = devices.choose_dtype(config.dtype, device)
-        own_dtype = folder.kv_cache_dtype(self.dtype, device)
-        self.kv_cache_dtype = own_dtype if config.kv_cache_dtype == "auto" else torch.float8_e4m3fn
         self.folder = folder
         peak_memory = devices.PeakMemory()
         with devices.returning_freed_memory():
@@ -65,6 +64,9 @@ class Runner:
         self.sampler = Sampler(self.model.config.vocab_size, parallel, watermark, self.model.decoding)
         self.graphs: DecodeGraphs | None = None
         self.block_size = fitting_block_size(self.model, config.block_size, self.max_positions)
+        hidden_dtype = folder.hidden_dtype(self.dtype, device)
+        own_dtype = choose_cache_dtype(self.model.kv_shapes, self.block_size, self.dtype, hidden_dtype, device)
+        self.kv_cache_dtype = own_dtype if config.kv_cache_dtype == "auto" else torch.float8_e4m3fn
         self.block_tables = BlockTables(self.block_size, device)
         self.timings = Timings()
         self._launched: Launched | None = None  # and not done yet

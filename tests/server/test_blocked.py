@@ -138,3 +138,38 @@ def test_modules_of_other_libraries_may_give_it_other_types() -> None:
     x = torch.randn(2, 5, 32)[..., ::2].bfloat16()
     assert linear(x).dtype == torch.bfloat16
     torch.testing.assert_close(linear(x).float(), F.linear(x.float(), weight.float()), rtol=0.01, atol=0.01)
+
+
+@each_variant
+@each_kind
+def test_what_is_no_number_stays_none_in_its_row(variant: str, kind: Kind) -> None:
+    linear = make(variant, kind, random_weight(kind, 40, 33), None, Activation.GELU)
+    x = torch.randn(3, 33)
+    x[1, 4] = torch.nan
+    assert linear(x)[1].isnan().all() and linear(x)[[0, 2]].isfinite().all()
+
+
+def test_an_input_of_another_size_is_refused() -> None:
+    linear = make(VARIANTS[0], Kind.FLOAT32, torch.randn(24, 16), None, Activation.NONE)
+    with pytest.raises(ValueError, match="a matrix of 16 inputs was given 10"):
+        linear(torch.randn(2, 10))
+    with pytest.raises(ValueError, match="a norm of 16 numbers was given 64"):
+        RmsNorm(torch.ones(16), 1e-5)(torch.randn(2, 64))
+
+
+def test_tiny_weights_are_as_exact_as_others_in_int8() -> None:
+    weight, x = torch.randn(16, 64) * 1e-29, torch.randn(2, 64)
+    linear = make(VARIANTS[0], Kind.INT8_TWO_DIGITS, weight, None, Activation.NONE)
+    exact = F.linear(x, weight)
+    assert ((linear(x) - exact) * 1e29).norm() < 0.02 * (exact * 1e29).norm()
+
+
+def test_another_default_type_of_pytorch_changes_nothing() -> None:
+    linear = make(VARIANTS[0], Kind.FLOAT32, torch.randn(24, 16), None, Activation.NONE)
+    x = torch.randn(5, 16)
+    expected = linear(x)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(linear(x), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -13,7 +13,7 @@ from text_generation_server.device import has_bfloat16_units
 from text_generation_server.errors import ConfigurationError
 from text_generation_server.layers import linear
 from text_generation_server.layers.activation import ActivatedLinear, Activation
-from text_generation_server.layers.blocked import BlockedLinear
+from text_generation_server.layers.blocked import BlockedLinear, Kind
 from text_generation_server.layers.linear import PlainLinear, RowLinear, load_column_linear, make_linear
 from text_generation_server.layers.packed import PackedLinear
 from text_generation_server.layers.quantized import FourBitLinear
@@ -36,6 +36,13 @@ def weights(tmp_path: Path) -> Weights:
 def test_our_kernels_multiply_by_all_but_four_bits(dtype: torch.dtype, quantize: str | None) -> None:
     is_four_bits = quantize in ("bitsandbytes-nf4", "bitsandbytes-fp4")
     assert type(make_linear(WEIGHT.to(dtype), None, quantize)) is (FourBitLinear if is_four_bits else BlockedLinear)
+
+
+@needs_cpu_kernels
+def test_kernels_without_bfloat16_units_widen_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_kernels, "library", lambda: cpu_kernels.open_library("avx2"))
+    multiply = make_linear(WEIGHT.bfloat16(), None)
+    assert isinstance(multiply, BlockedLinear) and multiply.kind is Kind.BFLOAT16
 
 
 @needs_cpu_kernels

@@ -1,6 +1,7 @@
 """Our CPU attention says what attention in plain PyTorch says, for any mix of prompts and decodes, whoever computes it."""
 
 import itertools
+import math
 from collections.abc import Callable
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from processors import needs_cpu_kernels
 from text_generation_server import cpu_kernels
-from text_generation_server.attention import make_attention
+from text_generation_server.attention import choose_cache_dtype, make_attention
 from text_generation_server.attention.context import ForwardContext
 from text_generation_server.attention.kind import Attention, AttentionKind
 from text_generation_server.attention.paged_cpu import CpuAttention, can_attend
@@ -115,10 +116,46 @@ def test_caches_that_it_does_not_know_are_left_to_plain_attention() -> None:
     others = [make_cache(torch.float16), make_cache(block_size=8), make_cache(head_dim=24), make_cache(head_dim=272)]
     others.append(KVCache([KVShape(1, 32, 16)], 2, 16, torch.float32, CPU))
     for cache in others:
-        assert not can_attend(cache)
+        assert not can_attend(cache.shapes, cache.block_size, cache.dtype, CPU)
         assert isinstance(make_attention(cache), PagedAttention)
 
 
 def test_without_our_kernels_plain_attention_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_kernels, "library", lambda: None)
     assert isinstance(make_attention(make_cache()), PagedAttention)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "block_size", "expected"),
+    [
+        (torch.bfloat16, 32, 16, torch.bfloat16),
+        (torch.bfloat16, 24, 16, torch.float32),  # what plain attention would have to widen stays wide
+        (torch.bfloat16, 32, 8, torch.float32),
+        (torch.float16, 32, 16, torch.float32),
+        (torch.float32, 32, 16, torch.float32),
+    ],
+)
+def test_a_cache_is_kept_in_bfloat16_where_the_kernel_reads_it(
+    dtype: torch.dtype, head_dim: int, block_size: int, expected: torch.dtype
+) -> None:
+    shapes = [KVShape(2, head_dim, head_dim)]
+    assert choose_cache_dtype(shapes, block_size, dtype, torch.float32, CPU) == expected
+
+
+def test_what_is_no_number_shows_where_it_is_seen_and_nowhere_else() -> None:
+    attention, length = make_attention(make_cache()), 90
+    packed = torch.randn(length, 6, HEAD_DIM)
+    packed[20, 2, 5], packed[70, 5, 3] = math.nan, math.inf  # a key of the first head, a value of the second one
+    context = ForwardContext(
+        positions=torch.arange(length),
+        slot_mapping=torch.arange(length),
+        block_tables=torch.arange(6).unsqueeze(0),
+        query_lengths=[length],
+        context_lengths=[length],
+        num_decodes=0,
+        sequence_ids=[0],
+        prompt_lengths=[length],
+    )
+    output = attention.bind(context, torch.float32)(0, *packed.split([2, 2, 2], dim=1), AttentionKind(scale=0.2))
+    assert output[:20].isfinite().all() and output[20:, 0].isnan().all()
+    assert output[:70, 1].isfinite().all() and not output[70:, 1, 3].isfinite().any()

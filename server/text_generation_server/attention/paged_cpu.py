@@ -12,19 +12,20 @@ import torch
 from text_generation_server.attention.context import ForwardContext
 from text_generation_server.attention.kind import Attend, AttentionKind
 from text_generation_server.cpu_kernels import Library, address
-from text_generation_server.kv_cache import KVCache
+from text_generation_server.kv_cache import KVCache, KVShape
 
 DTYPES = (torch.float32, torch.bfloat16)
 MULTIPLE = 16  # of which head_dim and block_size must be one
 MAX_HEAD_DIM = 256
 
 
-def can_attend(cache: KVCache) -> bool:
+def can_attend(shapes: Sequence[KVShape], block_size: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the kernel knows a cache of this type and these sizes."""
-    sizes = {size for keys, values in zip(cache.keys, cache.values, strict=True) for size in (keys.shape[3], values.shape[3])}
-    same = all(keys.shape == values.shape for keys, values in zip(cache.keys, cache.values, strict=True))
-    fits = all(size % MULTIPLE == 0 and size <= MAX_HEAD_DIM for size in sizes)
-    return cache.device.type == "cpu" and cache.dtype in DTYPES and cache.block_size % MULTIPLE == 0 and same and fits
+    fits = all(
+        shape.key_dim == shape.value_dim and shape.key_dim % MULTIPLE == 0 and shape.key_dim <= MAX_HEAD_DIM
+        for shape in shapes
+    )
+    return device.type == "cpu" and dtype in DTYPES and block_size % MULTIPLE == 0 and fits
 
 
 class CpuAttention:
@@ -55,7 +56,7 @@ class CpuAttention:
             tokens.query, tokens.key, tokens.value = (tensor.data_ptr() for tensor in rows)
             tokens.query_stride, tokens.key_stride, tokens.value_stride = (tensor.stride(0) for tensor in rows)
             tokens.head_stride = rows[0].stride(1)
-            output = torch.empty(query.shape)
+            output = torch.empty(query.shape, dtype=torch.float32)
             structs = self._settings(layer, query.shape[1], kind), self._blocks[layer], tokens, sequences
             self._call(*map(ctypes.addressof, structs), output.data_ptr())
             return output if query.dtype == torch.float32 else output.to(query.dtype)

@@ -41,7 +41,7 @@ DTYPES = {
 
 
 def kind_of(weight: torch.Tensor, quantize: str | None, units: bool) -> Kind:
-    """`units`: whether bfloat16 weights are multiplied by inputs of their type, where the processor does that."""
+    """`units`: whether bfloat16 weights are multiplied by inputs of their type, in one instruction."""
     if quantize is not None:
         return Kind.INT8 if quantize == "int8-dynamic" else Kind.INT8_TWO_DIGITS
     if weight.dtype == torch.bfloat16:
@@ -88,6 +88,8 @@ class BlockedLinear(torch.nn.Module):
         self.address = ctypes.addressof(self._matrix)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"a matrix of {self.in_features} inputs was given {x.shape[-1]}")
         rows = x if x.dim() == 2 else x.flatten(0, -2)
         if rows.dtype != torch.float32 or rows.stride(1) != 1:
             rows = rows.float().contiguous()
@@ -100,7 +102,7 @@ class BlockedLinear(torch.nn.Module):
         """x [num_rows, in] float32 → [num_rows, out]. `update` [num_rows, in] is added to x, in place, before; `norm` is the
         address of a cpu_kernels.Norm that is applied next."""
         num_rows = x.shape[0]
-        output = torch.empty(num_rows, self.out_features)
+        output = torch.empty(num_rows, self.out_features, dtype=torch.float32)
         changes = None if update is None else update.data_ptr()
         self._multiply(self.address, norm, x.data_ptr(), x.stride(0), changes, output.data_ptr(), num_rows)
         return output
@@ -137,7 +139,8 @@ def _in_blocks(
         own = slice(start, start + ROWS_AT_ONCE)
         rows = _ordered(weight, order[own])
         if scales is not None and sums is not None:
-            rows = (rows.float() / scales[own].clamp(min=TINY).unsqueeze(1)).round_().to(torch.int8)
+            own_scales = scales[own].where(order[own] >= 0, 1.0)
+            rows = (rows.float() / own_scales.unsqueeze(1)).round_().to(torch.int8)
             sums[own] = rows.sum(dim=1, dtype=torch.int32)
         padding = num_steps * together - weight.shape[1]
         rows = torch.nn.functional.pad(rows.to(DTYPES[kind]), (0, padding))

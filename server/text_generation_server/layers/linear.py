@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from text_generation_server import cpu_kernels
-from text_generation_server.device import BFLOAT16_TILES, cpu_flags, has_bfloat16_units
+from text_generation_server.device import BFLOAT16_TILES, cpu_flags
 from text_generation_server.errors import ConfigurationError
 from text_generation_server.layers.activation import ActivatedLinear, Activation
-from text_generation_server.layers.blocked import BlockedLinear, kind_of
+from text_generation_server.layers.blocked import BlockedLinear, Kind, kind_of
 from text_generation_server.layers.packed import PackedLinear, can_be_packed
 from text_generation_server.layers.quantized import FourBitLinear, Int8Linear
 from text_generation_server.parallel import Parallel
@@ -62,9 +62,10 @@ def _make_blocked(
     library = cpu_kernels.library()
     if library is None or quantize in FOUR_BITS:
         return None
-    if quantize is None and weight.dtype == torch.bfloat16 and BFLOAT16_TILES in cpu_flags():
+    if quantize is None and weight.dtype == torch.bfloat16 and BFLOAT16_TILES in cpu_flags() and can_be_packed(weight):
         return None
-    return BlockedLinear(weight, bias, kind_of(weight, quantize, has_bfloat16_units()), activation, library)
+    kind = kind_of(weight, quantize, units=library.inputs_together(Kind.BFLOAT16_UNITS) > 0)
+    return BlockedLinear(weight, bias, kind, activation, library)
 
 
 def _make_unblocked(weight: torch.Tensor, bias: torch.Tensor | None, quantize: str | None) -> Linear:

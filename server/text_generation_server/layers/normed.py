@@ -80,7 +80,7 @@ class Chain:
         """hidden [num_tokens, hidden_size], which may be changed, and what the first link takes → hidden states with what was
         added, and what the last link gives."""
         if self._call is not None:
-            x, output = x.contiguous(), torch.empty(len(x), self.out_features)
+            x, output = x.contiguous(), torch.empty(len(x), self.out_features, dtype=torch.float32)
             places = hidden.data_ptr(), x.data_ptr(), output.data_ptr()
             self._call(ctypes.addressof(self._structs), len(self.links), *places, len(x))
             return hidden, output

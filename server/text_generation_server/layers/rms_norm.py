@@ -28,7 +28,10 @@ class RmsNorm(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self._norm_rows is None or x.dtype != torch.float32:
             return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
-        rows, output, size = x.contiguous(), torch.empty(x.shape), x.shape[-1]
+        size = len(self.weight)
+        if x.shape[-1] != size:
+            raise ValueError(f"a norm of {size} numbers was given {x.shape[-1]}")
+        rows, output = x.contiguous(), torch.empty(x.shape, dtype=torch.float32)
         self._norm_rows(ctypes.addressof(self._struct), size, rows.data_ptr(), output.data_ptr(), x.numel() // size)
         return output
 

@@ -30,8 +30,9 @@ class Rotary(torch.nn.Module):
 def turn(heads: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     """heads [num_tokens, num_heads, head_dim], turns [num_tokens, 1, head_dim / 2] → the heads, turned, in their type, and in
     place where our CPU kernel does it."""
-    if heads.dtype == torch.float32 and heads.device.type == "cpu" and (library := cpu_kernels.library()):
-        num_tokens, num_heads, head_dim = heads.shape
+    num_tokens, num_heads, head_dim = heads.shape
+    is_plain = heads.device.type == "cpu" and heads.dtype == torch.float32 and heads.stride()[1:] == (head_dim, 1)
+    if is_plain and (library := cpu_kernels.library()):
         library.rotate(heads.data_ptr(), heads.stride(0), num_tokens, num_heads, head_dim, turns.data_ptr())
         return heads
     pairs = torch.view_as_complex(heads.float().unflatten(-1, (-1, 2)))

@@ -93,11 +93,6 @@ class ModelFolder:
         multiplies = cpu_kernels.library() or (dtype == torch.bfloat16 and has_bfloat16_units())
         return torch.float32 if multiplies else dtype
 
-    def kv_cache_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-        """Of keys and values. Our CPU kernel reads bfloat16 as it reads float32, in half the time."""
-        is_read = self.way.is_native and device.type == "cpu" and dtype == torch.bfloat16 and cpu_kernels.library()
-        return dtype if is_read else self.hidden_dtype(dtype, device)
-
     def _model_class(self) -> Any:
         """Imported here, because transformers takes seconds to import, and our own models do without."""
         module, name = self.way.value
