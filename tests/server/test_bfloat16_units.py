@@ -20,7 +20,9 @@ PROMPT = [1, *range(40, 60), 9, 9, 250, 17]
 @pytest.fixture(scope="module", params=["bloom", "qwen2"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp(request.param)
-    return save_random_bloom(path) if request.param == "bloom" else save_random_model(path, request.param)
+    if request.param == "bloom":
+        return save_random_bloom(path, num_heads=4, head_dim=16)
+    return save_random_model(path, request.param, hidden_size=64)
 
 
 @torch.inference_mode()

@@ -142,20 +142,20 @@ def test_a_cache_is_kept_in_bfloat16_where_the_kernel_reads_it(
     assert choose_cache_dtype(shapes, block_size, dtype, torch.float32, CPU) == expected
 
 
-def test_what_is_no_number_shows_where_it_is_seen_and_nowhere_else() -> None:
+def test_what_is_no_number_shows_to_those_who_see_it_and_to_no_other_sequence() -> None:
     attention, length = make_attention(make_cache()), 90
-    packed = torch.randn(length, 6, HEAD_DIM)
+    packed = torch.randn(2 * length, 6, HEAD_DIM)
     packed[20, 2, 5], packed[70, 5, 3] = math.nan, math.inf  # a key of the first head, a value of the second one
     context = ForwardContext(
-        positions=torch.arange(length),
-        slot_mapping=torch.arange(length),
-        block_tables=torch.arange(6).unsqueeze(0),
-        query_lengths=[length],
-        context_lengths=[length],
+        positions=torch.arange(length).repeat(2),
+        slot_mapping=torch.cat([torch.arange(length), 96 + torch.arange(length)]),
+        block_tables=torch.arange(12).view(2, 6),
+        query_lengths=[length] * 2,
+        context_lengths=[length] * 2,
         num_decodes=0,
-        sequence_ids=[0],
-        prompt_lengths=[length],
+        sequence_ids=[0, 1],
+        prompt_lengths=[length] * 2,
     )
     output = attention.bind(context, torch.float32)(0, *packed.split([2, 2, 2], dim=1), AttentionKind(scale=0.2))
-    assert output[:20].isfinite().all() and output[20:, 0].isnan().all()
-    assert output[:70, 1].isfinite().all() and not output[70:, 1, 3].isfinite().any()
+    assert output[20:length, 0].isnan().all() and not output[70:length, 1, 3].isfinite().any()
+    assert output[length:].isfinite().all()

@@ -26,8 +26,8 @@ def make_attention(cache: KVCache, slopes: torch.Tensor | None = None) -> Attent
 def choose_cache_dtype(
     shapes: Sequence[KVShape], block_size: int, dtype: torch.dtype, hidden_dtype: torch.dtype, device: torch.device
 ) -> torch.dtype:
-    """Of keys and values, where matrices are `dtype` and hidden states `hidden_dtype`: bfloat16 too, if our CPU kernel reads it,
-    which it does in half the time."""
+    """Of keys and values, where matrices are `dtype` and hidden states `hidden_dtype`: bfloat16 too, if our CPU kernel reads
+    it, which it does in half the time."""
     if dtype != torch.bfloat16 or not can_attend(shapes, block_size, dtype, device):
         return hidden_dtype
     return dtype if cpu_kernels.library() else hidden_dtype
