@@ -36,8 +36,12 @@ class KVCache:
         self.dtype = dtype
         self.device = device
         blocks = [(num_blocks, shape.num_heads, block_size) for shape in shapes]
-        self.keys = [_zeros((*block, shape.key_dim), dtype, device) for block, shape in zip(blocks, shapes, strict=True)]
-        self.values = [_zeros((*block, shape.value_dim), dtype, device) for block, shape in zip(blocks, shapes, strict=True)]
+        wanted = [
+            *((*block, shape.key_dim) for block, shape in zip(blocks, shapes, strict=True)),
+            *((*block, shape.value_dim) for block, shape in zip(blocks, shapes, strict=True)),
+        ]
+        tensors = _zeros(wanted, dtype, device)
+        self.keys, self.values = tensors[: len(shapes)], tensors[len(shapes) :]
 
     def rows(self, slots: torch.Tensor, num_heads: int) -> torch.Tensor:
         """Slots [...] (block_id * block_size + offset) → [..., num_heads]: where each head's vector of a slot is, as a row
@@ -65,9 +69,11 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def _zeros(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
     """Zeros, not empty: a masked slot has weight 0, and 0 times a NaN left in memory would be NaN."""
-    return large_pages.zeros(shape, dtype) if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)
+    if device.type == "cpu" and shapes:
+        return large_pages.zeros_apart(shapes, dtype)
+    return [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
 
 
 def block_bytes(shapes: Sequence[KVShape], block_size: int, dtype: torch.dtype) -> int:
