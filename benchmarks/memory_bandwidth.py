@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from table import median
 
-from text_generation_server import large_pages
+from text_generation_server import pages
 
 MAX_BUFFER_BYTES = 2**30
 ROW = 4096  # columns of the matrix that is read
@@ -24,7 +24,7 @@ class MemoryReader:
         self.num_bytes = num_bytes
         self.device = device
         shape = (max(1, min(num_bytes, MAX_BUFFER_BYTES) // (4 * ROW)), ROW)
-        self.buffer = large_pages.zeros(shape, torch.float32) if device.type == "cpu" else torch.empty(shape, device=device)
+        self.buffer = pages.large(shape, torch.float32) if device.type == "cpu" else torch.empty(shape, device=device)
         self.buffer.fill_(1)
         self.vector = torch.ones(ROW, device=device)
 

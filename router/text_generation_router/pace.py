@@ -15,14 +15,17 @@ class Pace:
     def __init__(self) -> None:
         self._decode_seconds: float | None = None  # of a step in which sequences only decode, once
         self._token_seconds: float | None = None  # that one more token of a prompt takes
+        self._num_learned: int = UNKNOWN  # tokens of prompts in the latest step that said what one more takes
         self._router_seconds: float | None = None  # of the router's own processor time a step
 
     @property
     def max_prefill_tokens(self) -> int:
-        """In a step in which others decode. As long as nothing is known there is no limit."""
-        if self._decode_seconds is None or not self._token_seconds:
+        """In a step in which others decode. As long as nothing is known there is no limit. No more than twice as many as were
+        tried: what a few tokens take is hidden behind the reading of the weights, and says too little of many."""
+        if self._decode_seconds is None or self._token_seconds is None:
             return UNKNOWN
-        return max(MIN_PREFILL_TOKENS, int(PREFILL_SHARE * self._decode_seconds / self._token_seconds))
+        affordable = PREFILL_SHARE * self._decode_seconds / max(self._token_seconds, 1 / UNKNOWN)
+        return max(MIN_PREFILL_TOKENS, min(int(affordable), 2 * self._num_learned))
 
     @property
     def num_iterations(self) -> int:
@@ -43,6 +46,7 @@ class Pace:
             return
         own_seconds = seconds - self._decode_seconds if beside_decodes and self._decode_seconds else seconds
         self._token_seconds = _mean(self._token_seconds, max(0.0, own_seconds) / num_tokens)
+        self._num_learned = num_tokens
 
     def learn_router(self, seconds: float) -> None:
         """The router's own processor time since the result before."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from text_generation_server import large_pages
+from text_generation_server import pages
 
 NARROW_DTYPES = (torch.float16, torch.float8_e4m3fn)  # activations of real models reach their limits
 
@@ -36,12 +36,8 @@ class KVCache:
         self.dtype = dtype
         self.device = device
         blocks = [(num_blocks, shape.num_heads, block_size) for shape in shapes]
-        wanted = [
-            *((*block, shape.key_dim) for block, shape in zip(blocks, shapes, strict=True)),
-            *((*block, shape.value_dim) for block, shape in zip(blocks, shapes, strict=True)),
-        ]
-        tensors = _zeros(wanted, dtype, device)
-        self.keys, self.values = tensors[: len(shapes)], tensors[len(shapes) :]
+        self.keys = [_zeros((*block, shape.key_dim), dtype, device) for block, shape in zip(blocks, shapes, strict=True)]
+        self.values = [_zeros((*block, shape.value_dim), dtype, device) for block, shape in zip(blocks, shapes, strict=True)]
 
     def rows(self, slots: torch.Tensor, num_heads: int) -> torch.Tensor:
         """Slots [...] (block_id * block_size + offset) → [..., num_heads]: where each head's vector of a slot is, as a row
@@ -69,11 +65,9 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
 
 
-def _zeros(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Zeros, not empty: a masked slot has weight 0, and 0 times a NaN left in memory would be NaN."""
-    if device.type == "cpu" and shapes:
-        return large_pages.zeros_apart(shapes, dtype)
-    return [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+    return pages.small(shape, dtype) if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)
 
 
 def block_bytes(shapes: Sequence[KVShape], block_size: int, dtype: torch.dtype) -> int:

@@ -29,8 +29,21 @@ def test_before_anything_is_known_nothing_is_limited():
     assert (pace.max_prefill_tokens, pace.num_iterations) == (UNKNOWN, 1)
 
 
-def test_tokens_that_cost_nothing_are_not_limited():
-    assert learned(decode_seconds=0.1, token_seconds=0.0).max_prefill_tokens == UNKNOWN
+def test_tokens_that_cost_nothing_may_be_twice_as_many_each_time():
+    assert learned(decode_seconds=0.1, token_seconds=0.0).max_prefill_tokens == 200
+
+
+def test_what_few_tokens_seem_to_cost_is_not_believed_of_many():
+    """The first 40 tokens of a step hide behind the weights that it reads; then each takes its time."""
+    pace, longest = learned(decode_seconds=0.05, token_seconds=0.0015), 0.0
+    pace.learn_prefill(10, True, 0.05)
+    for _ in range(60):
+        num_tokens = pace.max_prefill_tokens
+        seconds = 0.05 + 0.0015 * max(0, num_tokens - 40)
+        longest = max(longest, seconds)
+        pace.learn_prefill(num_tokens, True, seconds)
+    assert longest < 0.05 * (1 + 2 * PREFILL_SHARE)
+    assert 0.05 * (1 + 0.5 * PREFILL_SHARE) < seconds < 0.05 * (1 + 1.2 * PREFILL_SHARE)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from text_generation_server import cpu_kernels, large_pages
+from text_generation_server import cpu_kernels, pages
 from text_generation_server.layers.activation import Activation
 
 BLOCK = 16  # outputs
@@ -133,7 +133,7 @@ def _in_blocks(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """[outputs / 16, inputs / together, 16, together], and of int8 the sum of each output's weights."""
     num_steps = math.ceil(weight.shape[1] / together)
-    blocks = large_pages.zeros((len(order) // BLOCK, num_steps, BLOCK, together), DTYPES[kind])
+    blocks = pages.large((len(order) // BLOCK, num_steps, BLOCK, together), DTYPES[kind])
     sums = torch.zeros(len(order), dtype=torch.int32) if scales is not None else None
     for start in range(0, len(order), ROWS_AT_ONCE):
         own = slice(start, start + ROWS_AT_ONCE)
