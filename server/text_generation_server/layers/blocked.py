@@ -72,7 +72,6 @@ class BlockedLinear(torch.nn.Module):
         self.in_features = weight.shape[1]
         self.out_features = weight.shape[0] // (2 if activation is Activation.SILU_GATE else 1)
         self.weight_bytes = weight.numel() * DTYPES[kind].itemsize
-        self.library = library
         self._multiply = library.multiply
         is_gate = activation is Activation.SILU_GATE
         order = _order(weight.shape[0], is_gate)
