@@ -27,6 +27,7 @@ TYPES = {
     "jamba": "a state in some layers, blocks in others",
     "falcon_h1": "a state and blocks in every layer",
     "rwkv": "a state in the model's own form, one sequence at a time",
+    "xlstm": "a state in the model's own form, sequences together",
     "openai-gpt": "nothing but the tokens",
 }
 

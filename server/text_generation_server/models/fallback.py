@@ -25,7 +25,7 @@ from text_generation_server.models.states import States, num_bytes
 from text_generation_server.models.transformers_loader import TransformersLoader
 from text_generation_server.parallel import Parallel
 
-CARRIED = {"rwkv": "state", "xlstm": "cache_params"}  # types with a cache of their own, and what they call it
+CARRIED = ("rwkv", "xlstm")  # types with a cache of their own
 CONTINUES = (  # types with a state that a part of a prompt can begin with
     *("bailing_hybrid", "bamba", "falcon_h1", "granitemoehybrid", "inkling2_text", "inkling_text", "kimi_linear", "lfm2"),
     *("lfm2_moe", "lfm3", "mamba2", "nemotron_h", "olmo_hybrid", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"),
@@ -54,7 +54,7 @@ class Fallback(SplitModel):
         super().__init__(loader.load(device, dtype, parallel, quantize))
         self._model_type = loader.config.model_type
         self._is_alone = self._model_type in ALONE
-        self._cache_name = CARRIED.get(self._model_type) or self._find_cache_name()
+        self._cache_name = self._find_cache_name()
         is_told = "position_ids" in self._trunk_takes
         self._row_positions = None if is_told else RowPositions.take_over(self._trunk, self.config.max_positions)
         # What a layer attends to is done with when the next one asks, unless layers share it.

@@ -17,7 +17,8 @@ from text_generation_server.decoding import Decoding
 from text_generation_server.models.decoder_config import DecoderConfig
 from text_generation_server.models.transformers_loader import Loaded, TransformersLoader
 
-CACHE_NAMES = ("cache", "past_key_values", "cache_params")  # what trunks call it, the first one since transformers 5.24
+# What trunks call it: by the first name since transformers 5.24, by the last one rwkv.
+CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")
 
 
 class SplitModel:
