@@ -29,6 +29,7 @@ PLANS = {
     "whole": [LENGTHS],
     "one by one": [[1] * 5] * 64,
 }
+LAYER = 1
 KINDS: dict[str, Callable[[int], AttentionKind]] = {
     "plain": lambda heads: AttentionKind(scale=0.2),
     "window": lambda heads: AttentionKind(scale=0.2, window=37),
@@ -41,16 +42,22 @@ KINDS: dict[str, Callable[[int], AttentionKind]] = {
 def make_cache(
     dtype: torch.dtype = torch.float32, block_size: int = 16, num_kv_heads: int = 2, head_dim: int = HEAD_DIM
 ) -> KVCache:
-    cache = KVCache([KVShape(num_kv_heads, head_dim, head_dim)], NUM_BLOCKS, block_size, dtype, CPU)
-    for tensor in (cache.keys[0], cache.values[0]):
+    """Of two layers, of which the second one is asked."""
+    shapes = [KVShape(1, 16, 16), KVShape(num_kv_heads, head_dim, head_dim)]
+    return KVCache(shapes, NUM_BLOCKS, block_size, dtype, CPU)
+
+
+def attend_among_others(cache: KVCache, slopes: torch.Tensor | None, library: cpu_kernels.Library) -> CpuAttention:
+    attention = CpuAttention(cache, slopes, library)
+    for tensor in (*cache.keys, *cache.values):
         tensor.fill_(float("nan"))  # what others left behind must not be seen
-    return cache
+    return attention
 
 
 def run(attention: Attention, plan: list[list[int]], num_heads: int, kind: AttentionKind) -> list[torch.Tensor]:
     """Each sequence's outputs, of queries, keys and values that lie in one tensor as a model's product has them."""
     cache: KVCache = attention.cache  # type: ignore[attr-defined]
-    _, num_kv_heads, block_size, head_dim = cache.keys[0].shape
+    _, num_kv_heads, block_size, head_dim = cache.keys[LAYER].shape
     generator = torch.Generator().manual_seed(4)
     free = torch.randperm(NUM_BLOCKS, generator=generator).tolist()
     tables = [[free.pop() for _ in range(-(-length // block_size))] for length in LENGTHS]
@@ -74,7 +81,7 @@ def run(attention: Attention, plan: list[list[int]], num_heads: int, kind: Atten
         )
         packed = torch.stack([rows[index][position] for index, position in places])
         query, key, value = packed.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
-        output = attention.bind(context, torch.float32)(0, query, key, value, kind)
+        output = attention.bind(context, torch.float32)(LAYER, query, key, value, kind)
         for (index, count), own in zip(works, output.split([count for _, count in works]), strict=True):
             outputs[index].append(own)
             done[index] += count
@@ -86,13 +93,11 @@ def run(attention: Attention, plan: list[list[int]], num_heads: int, kind: Atten
 @pytest.mark.parametrize("name", KINDS)
 def test_it_says_what_plain_attention_says(name: str, dtype: torch.dtype, variant: str) -> None:
     library = cpu_kernels.open_library(variant)
-    for block_size, head_dim, num_heads in itertools.product((16, 32), (32, 80), (2, 8)):
+    for block_size, head_dim, (num_heads, num_kv_heads) in itertools.product((16, 32), (32, 80), ((2, 2), (8, 2), (22, 11))):
         for slopes in (None, alibi_slopes(num_heads)) if name == "plain" else (None,):
-            caches = [make_cache(dtype, block_size, head_dim=head_dim) for _ in range(2)]
-            for tensor in (caches[1].keys[0], caches[1].values[0]):
-                tensor.zero_()  # PyTorch's own reads what it masks
+            caches = [make_cache(dtype, block_size, num_kv_heads, head_dim) for _ in range(2)]
             kind = KINDS[name](num_heads)
-            ours, plain = CpuAttention(caches[0], slopes, library), PagedAttention(caches[1], slopes)
+            ours, plain = attend_among_others(caches[0], slopes, library), PagedAttention(caches[1], slopes)
             for found, expected in zip(*(run(one, PLANS["chunks"], num_heads, kind) for one in (ours, plain)), strict=True):
                 torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -103,7 +108,7 @@ def test_a_position_is_the_same_however_it_is_computed(name: str, variant: str) 
     """To the last bit: what is guessed, cached or computed in chunks gives the same text."""
     library, kind = cpu_kernels.open_library(variant), KINDS[name](6)
     slopes = alibi_slopes(6) if name == "plain" else None
-    found = {plan: run(CpuAttention(make_cache(), slopes, library), steps, 6, kind) for plan, steps in PLANS.items()}
+    found = {plan: run(attend_among_others(make_cache(), slopes, library), steps, 6, kind) for plan, steps in PLANS.items()}
     for sequence, length in enumerate(LENGTHS):
         whole = found["whole"][sequence]
         for part in ("chunks", "one by one"):
@@ -156,6 +161,6 @@ def test_what_is_no_number_shows_to_those_who_see_it_and_to_no_other_sequence() 
         sequence_ids=[0, 1],
         prompt_lengths=[length] * 2,
     )
-    output = attention.bind(context, torch.float32)(0, *packed.split([2, 2, 2], dim=1), AttentionKind(scale=0.2))
+    output = attention.bind(context, torch.float32)(LAYER, *packed.split([2, 2, 2], dim=1), AttentionKind(scale=0.2))
     assert output[20:length, 0].isnan().all() and not output[70:length, 1, 3].isfinite().any()
     assert output[length:].isfinite().all()
