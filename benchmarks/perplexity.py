@@ -41,7 +41,7 @@ def _losses(runner: Runner, window: Sequence[int]) -> torch.Tensor:
     """[num_tokens - 1]: the negative log probability of each token but the first."""
     runner.reset()
     step = Step()
-    step.add.add(id=0, token_ids=window)
+    step.add.add(id=0, token_ids=window, prompt_logprobs=True)
     blocks = range(-(-len(window) // runner.block_size))
     step.work.add(sequence_id=0, start=0, length=len(window), block_ids=blocks)
     batch = Batch.of(runner.sequences.apply(step), runner.block_tables)

@@ -86,7 +86,9 @@ def score_prompt(
 @torch.inference_mode()
 def all_logits(runner: Runner, token_ids: list[int]) -> torch.Tensor:
     """[num_tokens, vocab_size_local]: what this rank says after each token of one sequence."""
-    works = runner.sequences.apply(make_step(add={0: token_ids}, work=[(0, 0, len(token_ids))]))
+    step = make_step(add={0: token_ids}, work=[(0, 0, len(token_ids))])
+    step.add[0].prompt_logprobs = True  # so that all rows are wanted
+    works = runner.sequences.apply(step)
     batch = Batch.of(works, runner.block_tables)
     logits = runner.model.logits(runner.model.forward(batch.token_ids, batch.context, runner.attention))
     runner.reset()

@@ -47,6 +47,10 @@ class Batch:
         """Whether each sequence has one token, all of them are sampled, and nothing is asked of a prompt."""
         return self.context.num_decodes == len(self.chunks) == len(self.sampled) and not self.prompts
 
+    def pick_sampled(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [num_wanted, hidden_size] of the context's wanted rows → [num_sampled, hidden_size]."""
+        return hidden[self.sampled_rows] if self.prompts else hidden
+
     def note_computed(self) -> None:
         """The keys and values of all its positions are there, or will be before anything else is computed."""
         for chunk in self.chunks:
@@ -69,6 +73,7 @@ class Batch:
         token_ids, positions, slots, sampled_rows, *tables = _to_device(lists, block_tables.device)
         if latest is not None and min(rows.token_ids, default=0) < 0:
             token_ids = torch.where(token_ids < 0, latest[(~token_ids).clamp(min=0)], token_ids)
+        prompts = [prompt for prompt in rows.prompts if prompt.rows]
         context = ForwardContext(
             positions=positions,
             slot_mapping=slots,
@@ -78,13 +83,14 @@ class Batch:
             num_decodes=len(decodes),
             sequence_ids=[sequence.id for sequence in sequences],
             prompt_lengths=[sequence.num_prompt_tokens for sequence in sequences],
+            wanted_rows=None if prompts or len(sampled_rows) == len(token_ids) else sampled_rows,
         )
         return cls(
             token_ids=token_ids,
             context=context,
             sampled_rows=sampled_rows,
             sampled=rows.sampled,
-            prompts=[prompt for prompt in rows.prompts if prompt.rows],
+            prompts=prompts,
             chunks=ordered,
         )
 

@@ -56,7 +56,7 @@ class Logprobs:
     def of_prompts(
         self, hidden: torch.Tensor, prompts: list[PromptRows], head: Callable[[torch.Tensor], torch.Tensor]
     ) -> list[TokenLogprobs]:
-        """hidden [num_tokens, hidden_size] of the packed batch. The head is applied to slices of the rows: with a large
+        """hidden [num_tokens, hidden_size] of the whole packed batch. The head is applied to slices of the rows: with a large
         vocabulary, the logits of a whole chunk would take more memory than all else."""
         rows = torch.tensor([row for prompt in prompts for row in prompt.rows], device=hidden.device)
         target_ids = torch.tensor([token_id for prompt in prompts for token_id in prompt.target_ids], device=hidden.device)

@@ -242,7 +242,7 @@ class Runner:
     def _forward(self, batch: Batch, launched: Launched) -> torch.Tensor | None:
         """→ logits [num_sampled, vocab_size_local], if any are wanted."""
         hidden = self.model.forward(batch.token_ids, batch.context, self.attention)
-        logits = self.model.logits(hidden[batch.sampled_rows]) if batch.sampled else None
+        logits = self.model.logits(batch.pick_sampled(hidden)) if batch.sampled else None
         launched.laps.mark()
         if batch.prompts:
             found = self.sampler.logprobs.of_prompts(hidden, batch.prompts, self.model.logits)

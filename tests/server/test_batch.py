@@ -160,6 +160,7 @@ def test_sequences_of_one_token_come_first_and_rows_to_sample_are_named(sequence
     assert batch.context.context_lengths == [5, 3]
     assert batch.context.num_decodes == 1
     assert batch.sampled_rows.tolist() == [0, 2]
+    assert batch.context.wanted_rows is batch.sampled_rows
     assert [state.id for state in batch.sampled] == [1, 2]
 
 
@@ -167,6 +168,7 @@ def test_chunks_in_the_middle_of_a_prompt_are_not_sampled(sequences: Sequences) 
     batch = Batch.of(sequences.apply(one_work()), BlockTables(4, CPU))
     assert batch.sampled == []
     assert batch.sampled_rows.shape == (0,)
+    assert batch.context.pick_wanted(batch.token_ids).shape == (0,)
 
 
 def test_parameters_that_are_not_given_are_off() -> None:

@@ -18,3 +18,8 @@ class ForwardContext:
     num_decodes: int
     sequence_ids: list[int]  # who they are, for models that keep something of them elsewhere
     prompt_lengths: list[int]  # tokens of each sequence's prompt, for models that do not treat it as what follows
+    wanted_rows: torch.Tensor | None = None  # [num_wanted] int64: the tokens whose hidden states are read; None: all
+
+    def pick_wanted(self, rows: torch.Tensor) -> torch.Tensor:
+        """Of one row for each token, those that are wanted."""
+        return rows if self.wanted_rows is None else rows[self.wanted_rows]

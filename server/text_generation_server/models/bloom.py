@@ -88,13 +88,16 @@ class Bloom(PagedModel):
         return make_attention(cache, self.slopes)
 
     def forward(self, token_ids: torch.Tensor, context: ForwardContext, attention: Attention) -> torch.Tensor:
-        """token_ids [num_tokens] → hidden states [num_tokens, hidden_size], before the last layer norm."""
+        """token_ids [num_tokens] → hidden states [num_wanted, hidden_size], before the last layer norm."""
         attend = attention.bind(context, self.dtype)
         embedded = self.word_embeddings_layernorm(self.word_embeddings(token_ids))
         hidden, output = self.layers[0].query_key_value(embedded)
-        for layer, rest in zip(self.layers, self.rests, strict=True):
+        for layer, rest in zip(self.layers[:-1], self.rests[:-1], strict=True):
             hidden, output = rest(hidden, layer.attend(output, attend))
-        return hidden + output
+        output = self.layers[-1].attend(output, attend)
+        # Behind the last attention nobody looks at other tokens.
+        hidden, output = context.pick_wanted(hidden), context.pick_wanted(output)
+        return torch.add(*self.rests[-1](hidden, output)) if len(hidden) else hidden
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [num_rows, hidden_size] → this rank's logits [num_rows, vocab_size_local], float32."""

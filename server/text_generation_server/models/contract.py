@@ -57,7 +57,7 @@ class Model(Protocol):
         """What the forwards with this cache need, made once."""
 
     def forward(self, token_ids: torch.Tensor, context: ForwardContext, attention: Any) -> torch.Tensor:
-        """token_ids [num_tokens] → hidden states [num_tokens, hidden_size].
+        """token_ids [num_tokens] → hidden states [num_wanted, hidden_size], of the context's wanted rows.
 
         Raises:
             StepError: the step goes on with what is not there.

@@ -82,7 +82,7 @@ class Fallback(SplitModel):
         return cache
 
     def forward(self, token_ids: torch.Tensor, context: ForwardContext, attention: KVCache) -> torch.Tensor:
-        """token_ids [num_tokens] → hidden states [num_tokens, hidden_size].
+        """token_ids [num_tokens] → hidden states [num_wanted, hidden_size].
 
         Raises:
             StepError: a sequence goes on whose state is not here, or does so with more than a token where it cannot.
@@ -96,7 +96,7 @@ class Fallback(SplitModel):
             output = self._run_call(call, torch.stack([tokens[row] for row in rows]))
             for row, states in zip(rows, output, strict=True):
                 hidden[row] = states
-        return torch.cat(hidden)
+        return context.pick_wanted(torch.cat(hidden))
 
     def forget(self, sequence_ids: Collection[int]) -> None:
         self._caches.forget(sequence_ids)

@@ -53,13 +53,16 @@ class Llama(PagedModel):
         return make_attention(cache)
 
     def forward(self, token_ids: torch.Tensor, context: ForwardContext, attention: Attention) -> torch.Tensor:
-        """token_ids [num_tokens] → hidden states [num_tokens, hidden_size], before the last norm."""
+        """token_ids [num_tokens] → hidden states [num_wanted, hidden_size], before the last norm."""
         attend = attention.bind(context, self.dtype)
         turns = self.rotary(context.positions)
         hidden, output = self.layers[0].qkv_proj(self.embed_tokens(token_ids))
-        for layer, rest in zip(self.layers, self.rests, strict=True):
+        for layer, rest in zip(self.layers[:-1], self.rests[:-1], strict=True):
             hidden, output = rest(hidden, layer.attend(output, turns, attend))
-        return hidden + output
+        output = self.layers[-1].attend(output, turns, attend)
+        # Behind the last attention nobody looks at other tokens.
+        hidden, output = context.pick_wanted(hidden), context.pick_wanted(output)
+        return torch.add(*self.rests[-1](hidden, output)) if len(hidden) else hidden
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [num_rows, hidden_size] → this rank's logits [num_rows, vocab_size_local], float32."""

@@ -37,7 +37,7 @@ class Recompute(SplitModel):
         """Nothing is kept in blocks."""
 
     def forward(self, token_ids: torch.Tensor, context: ForwardContext, attention: None) -> torch.Tensor:
-        """token_ids [num_tokens] → hidden states [num_tokens, hidden_size].
+        """token_ids [num_tokens] → hidden states [num_wanted, hidden_size].
 
         Raises:
             StepError: a sequence goes on whose tokens are not here.
@@ -45,7 +45,8 @@ class Recompute(SplitModel):
         for row, tokens in enumerate(token_ids.split(context.query_lengths)):
             self._extend(context.sequence_ids[row], context.context_lengths[row] - len(tokens), tokens)
         lengths = zip(context.sequence_ids, context.query_lengths, strict=True)
-        return torch.cat([self._run(self._tokens[number])[-length:] for number, length in lengths])
+        hidden = [self._run(self._tokens[number])[-length:] for number, length in lengths]
+        return context.pick_wanted(torch.cat(hidden))
 
     def forget(self, sequence_ids: Collection[int]) -> None:
         for number in sequence_ids:

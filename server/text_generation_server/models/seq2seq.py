@@ -73,7 +73,7 @@ class Seq2seq(PagedModel):
         return cache
 
     def forward(self, token_ids: torch.Tensor, context: ForwardContext, attention: KVCache) -> torch.Tensor:
-        """token_ids [num_tokens] → hidden states [num_tokens, hidden_size]. Those of prompt tokens are zeros, but for the last
+        """token_ids [num_tokens] → hidden states [num_wanted, hidden_size]. Those of prompt tokens are zeros, but for the last
         one, in whose place the decoder says its first token.
 
         Raises:
@@ -87,7 +87,7 @@ class Seq2seq(PagedModel):
             call = self._begin if rows[0] in step.begun else self._go_on
             for row, states in zip(rows, call(step, rows, [tokens[row] for row in rows]), strict=True):
                 hidden[row] = states
-        return torch.cat(hidden)
+        return context.pick_wanted(torch.cat(hidden))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [num_rows, hidden_size] → this rank's logits [num_rows, vocab_size_local] float32, with all that the model

@@ -59,8 +59,8 @@ class TransformersDecoder(SplitModel, PagedModel):
         return make_attention(cache)
 
     def forward(self, token_ids: torch.Tensor, context: ForwardContext, attention: Attention) -> torch.Tensor:
-        """token_ids [num_tokens] → hidden states [num_tokens, hidden_size]."""
-        return self._run(token_ids, context.positions, attention.bind(context, self.dtype))
+        """token_ids [num_tokens] → hidden states [num_wanted, hidden_size]."""
+        return context.pick_wanted(self._run(token_ids, context.positions, attention.bind(context, self.dtype)))
 
     def _run(self, token_ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         output = self._trunk(
