@@ -22,8 +22,7 @@ struct attention {
 };
 
 struct cache {
-    char *keys, *values; /* of block 0, [num_kv_heads] of heads */
-    int64_t block_bytes; /* from block to block */
+    char *keys, *values; /* [num_blocks][num_kv_heads] of blocks */
 };
 
 struct tokens { /* rows of the packed batch, as far apart as the strides say, and within each of them heads */
@@ -60,7 +59,7 @@ static void keep_head(const struct attention *a, char *place, int64_t step, cons
 static void keep(const struct attention *a, const struct cache *cache, const struct tokens *t, int64_t token) {
     int64_t block = t->slots[token] / a->block_size, offset = t->slots[token] % a->block_size, number = number_bytes(a);
     for (int64_t head = 0; head < a->num_kv_heads; head++) {
-        int64_t start = block * cache->block_bytes + head * head_bytes(a);
+        int64_t start = (block * a->num_kv_heads + head) * head_bytes(a);
         keep_head(a, cache->keys + start + offset * number, a->block_size,
                   t->key + token * t->key_stride + head * t->head_stride);
         keep_head(a, cache->values + start + offset * a->head_dim * number, 1,
@@ -221,7 +220,7 @@ static void begin_rows(const struct attention *a, const struct cache *cache, con
     q->num_rows = tile->num_rows;
     q->keys = cache->keys + kv_head * head_bytes(a);
     q->values = cache->values + kv_head * head_bytes(a);
-    q->block_bytes = cache->block_bytes;
+    q->block_bytes = a->num_kv_heads * head_bytes(a);
     q->table = s->tables + tile->sequence * s->table_width;
     q->next_head_bytes = (is_last ? 1 - tile->num_kv_heads : 1) * head_bytes(a);
     for (int r = 0; r < tile->num_rows; r++) {

@@ -39,16 +39,6 @@ class KVCache:
         self.keys = [_zeros((*block, shape.key_dim), dtype, device) for block, shape in zip(blocks, shapes, strict=True)]
         self.values = [_zeros((*block, shape.value_dim), dtype, device) for block, shape in zip(blocks, shapes, strict=True)]
 
-    def put_layers_together(self) -> None:
-        """Of a new cache on a CPU: what all layers keep of a block lies together from now on, in large pages. They come as
-        blocks are used, one or two at a time, and what a sequence reads lies in few. `rows` and `write` are for layers that lie
-        by themselves."""
-        sizes = [self.block_size * shape.num_heads * dim for shape in self.shapes for dim in (shape.key_dim, shape.value_dim)]
-        tensors = [tensor for layer in zip(self.keys, self.values, strict=True) for tensor in layer]
-        parts = pages.large((self.num_blocks, sum(sizes)), self.dtype).split(sizes, dim=1)
-        layers = [part.unflatten(1, tensor.shape[1:]) for part, tensor in zip(parts, tensors, strict=True)]
-        self.keys, self.values = layers[::2], layers[1::2]
-
     def rows(self, slots: torch.Tensor, num_heads: int) -> torch.Tensor:
         """Slots [...] (block_id * block_size + offset) → [..., num_heads]: where each head's vector of a slot is, as a row
         of a layer's tensor seen as [num_blocks * num_heads * block_size, head_dim]."""

@@ -23,15 +23,3 @@ def test_a_block_costs_what_the_tensors_hold() -> None:
         cache = KVCache(SHAPES, 4, 8, dtype, CPU)
         held = sum(tensor.nbytes for tensor in (*cache.keys, *cache.values))
         assert held == 4 * block_bytes(SHAPES, 8, dtype)
-
-
-def test_layers_together_have_the_same_shapes_and_each_its_own_place() -> None:
-    cache, apart = KVCache(SHAPES, 4, 8, torch.float32, CPU), KVCache(SHAPES, 4, 8, torch.float32, CPU)
-    cache.put_layers_together()
-    tensors, others = [*cache.keys, *cache.values], [*apart.keys, *apart.values]
-    assert [tensor.shape for tensor in tensors] == [tensor.shape for tensor in others]
-    for number, tensor in enumerate(tensors):
-        tensor.fill_(number)
-    assert all(bool((tensor == number).all()) for number, tensor in enumerate(tensors))
-    places = [tensor.data_ptr() - cache.keys[0].data_ptr() for tensor in tensors]
-    assert max(places) < block_bytes(SHAPES, 8, torch.float32) == cache.keys[0].stride(0) * cache.dtype.itemsize

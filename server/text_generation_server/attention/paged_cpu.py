@@ -35,10 +35,8 @@ class CpuAttention:
         self.cache = cache
         self.slopes = None if slopes is None else slopes.float().contiguous()
         self._call = library.attend
-        cache.put_layers_together()
-        block_bytes = cache.keys[0].stride(0) * cache.dtype.itemsize
         layers = zip(cache.keys, cache.values, strict=True)
-        self._blocks = [_Blocks(keys.data_ptr(), values.data_ptr(), block_bytes) for keys, values in layers]
+        self._blocks = [_Blocks(keys.data_ptr(), values.data_ptr()) for keys, values in layers]
         self._kinds: dict[int, tuple[AttentionKind, _Settings]] = {}  # of each layer, as it was asked for last
 
     def bind(self, context: ForwardContext, dtype: torch.dtype) -> Attend:
@@ -105,7 +103,7 @@ class _Settings(ctypes.Structure):
 
 
 class _Blocks(ctypes.Structure):
-    _fields_ = (("keys", ctypes.c_void_p), ("values", ctypes.c_void_p), ("block_bytes", ctypes.c_int64))
+    _fields_ = (("keys", ctypes.c_void_p), ("values", ctypes.c_void_p))
 
 
 class _Tokens(ctypes.Structure):
