@@ -9,8 +9,6 @@ from collections.abc import Sequence
 
 import torch
 
-from text_generation_server import pages
-
 NARROW_DTYPES = (torch.float16, torch.float8_e4m3fn)  # activations of real models reach their limits
 
 
@@ -66,8 +64,10 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros, not empty: a masked slot has weight 0, and 0 times a NaN left in memory would be NaN."""
-    return pages.small(shape, dtype) if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)
+    """Zeros, not empty: a masked slot has weight 0, and 0 times a NaN left in memory would be NaN. They are written, which
+    torch.zeros on a CPU leaves to the system until somebody uses them: no step shall wait for memory, or find that there is
+    none."""
+    return torch.empty(shape, dtype=dtype, device=device).zero_()
 
 
 def block_bytes(shapes: Sequence[KVShape], block_size: int, dtype: torch.dtype) -> int:

@@ -2,6 +2,7 @@
 
 import torch
 
+from text_generation_server.device import PeakMemory
 from text_generation_server.kv_cache import KVCache, KVShape, block_bytes
 
 CPU = torch.device("cpu")
@@ -23,3 +24,10 @@ def test_a_block_costs_what_the_tensors_hold() -> None:
         cache = KVCache(SHAPES, 4, 8, dtype, CPU)
         held = sum(tensor.nbytes for tensor in (*cache.keys, *cache.values))
         assert held == 4 * block_bytes(SHAPES, 8, dtype)
+
+
+def test_all_memory_is_taken_at_once() -> None:
+    """A step that came to a new block would wait for it, or end the process where there is none left."""
+    peak, shapes = PeakMemory(), [KVShape(4, 64, 64)] * 2
+    cache = KVCache(shapes, 2**12, 16, torch.float32, CPU)
+    assert peak.read_bytes() > 0.9 * cache.num_blocks * block_bytes(shapes, 16, torch.float32)
