@@ -4,6 +4,7 @@
  * [16][u] with u the inputs that one instruction multiplies, so that a product reads it from one end to the other, once for
  * all rows. Sums are float32, or exact integers. */
 #include <math.h>
+#include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include "tile.h"
@@ -11,6 +12,7 @@
 #define BLOCK 16
 #define VECTORS_PER_BLOCK (BLOCK / LANES)
 #define BLOCKS_AT_ONCE (MAX_VECTORS / VECTORS_PER_BLOCK)
+#define HALF 2 /* blocks: one of gates and one of values stay together */
 #define ROWS_AT_ONCE 96 /* of many rows: small tasks keep all threads busy to the end */
 #define LEVELS 127.0f
 #define SECOND_DIGIT 254.0f /* steps of the second digit in one of the first */
@@ -305,7 +307,11 @@ void multiply(const struct matrix *m, const struct norm *norm, float *x, int64_t
                         is_float ? (norm ? m->num_inputs : x_stride) : ready_bytes / num_digits / 4, scales};
     int64_t num_blocks = (m->num_outputs + BLOCK - 1) / BLOCK;
     int64_t num_panels = (num_blocks + BLOCKS_AT_ONCE - 1) / BLOCKS_AT_ONCE;
-    int64_t num_parts = (num_rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+    int64_t num_parts = (num_rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE, num_threads = omp_get_max_threads();
+    int64_t part_rows = num_parts ? ((num_rows + num_parts - 1) / num_parts + MAX_ROWS - 1) / MAX_ROWS * MAX_ROWS : 0;
+    /* What would be one more panel for some threads and none for the others is shared out in halves. */
+    int64_t num_whole = num_panels / num_threads * num_threads, rest = num_blocks - num_whole * BLOCKS_AT_ONCE;
+    int64_t num_tasks = rest > 0 ? num_whole + (rest + HALF - 1) / HALF : num_whole;
 #pragma omp parallel
     {
 #pragma omp for schedule(static)
@@ -313,10 +319,12 @@ void multiply(const struct matrix *m, const struct norm *norm, float *x, int64_t
             prepare(m, norm, x + r * x_stride, update ? update + r * m->num_inputs : 0, normed + r * m->num_inputs,
                     ready + r * ready_bytes, ready_bytes, scales + r);
 #pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < num_panels * num_parts; task++) {
-            int64_t block = task / num_parts * BLOCKS_AT_ONCE, row = task % num_parts * ROWS_AT_ONCE;
-            int64_t end_block = block + BLOCKS_AT_ONCE < num_blocks ? block + BLOCKS_AT_ONCE : num_blocks;
-            int64_t end = row + ROWS_AT_ONCE < num_rows ? row + ROWS_AT_ONCE : num_rows;
+        for (int64_t task = 0; task < num_tasks * num_parts; task++) {
+            int64_t share = task / num_parts, row = task % num_parts * part_rows, is_whole = share < num_whole;
+            int64_t block = is_whole ? share * BLOCKS_AT_ONCE : num_whole * BLOCKS_AT_ONCE + (share - num_whole) * HALF;
+            int64_t end_block = block + (is_whole ? BLOCKS_AT_ONCE : HALF);
+            int64_t end = row + part_rows < num_rows ? row + part_rows : num_rows;
+            if (end_block > num_blocks) end_block = num_blocks;
             multiply_blocks(m, rows, row, end, block, end_block, out);
         }
     }
