@@ -105,6 +105,8 @@ def _contestants(arguments: argparse.Namespace, folder: Path, cache: Path) -> li
 def main() -> None:
     arguments = parse_arguments(sys.argv[1:])
     logging.basicConfig(level=logging.WARNING)
+    if arguments.plot:
+        from latency_plot import draw  # matplotlib is for those who want a picture, who learn at once that it is not there
     plan = Plan(arguments.clients, arguments.rounds, arguments.new_tokens, arguments.starts, arguments.logs, arguments.dtype)
     comparisons = [compare(model, plan, arguments) for model in arguments.models]
     peers = {"vLLM": arguments.vllm_python, "transformers serve": arguments.transformers_python}
@@ -117,8 +119,6 @@ def main() -> None:
         print(f"\n{comparison.name}, {arguments.dtype}; {lengths}, at least {arguments.rounds} rounds.\n")
         print(model_report(comparison))
     if arguments.plot:
-        from latency_plot import draw  # matplotlib is for those who want a picture
-
         draw(comparisons, arguments.plot)
 
 

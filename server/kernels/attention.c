@@ -84,19 +84,21 @@ struct query_rows {
     int64_t last_end;        /* of the last row */
 };
 
-#define DEFINE_SCORES(NAME, TILE)                                                                                        \
-    INLINE void NAME##_rows(const struct attention *a, struct query_rows *q, int num_rows, int64_t position,             \
-                            const int64_t *offsets, const int64_t *ahead) {                                              \
-        floats sums[MAX_ROWS][MAX_VECTORS];                                                                              \
-        UNROLL for (int r = 0; r < num_rows; r++) UNROLL for (int c = 0; c < MAX_VECTORS; c++) sums[r][c] = all(0.0f);   \
-        TILE(num_rows, MAX_VECTORS, q->query[0], MAX_HEAD_DIM, q->keys, offsets, ahead, a->block_size * number_bytes(a), \
-             a->head_dim, sums);                                                                                         \
-        UNROLL for (int r = 0; r < num_rows; r++)                                                                        \
-            UNROLL for (int c = 0; c < MAX_VECTORS; c++) store(q->weights[r] + position % GROUP + c * LANES, sums[r][c]); \
-    }                                                                                                                    \
-    static void NAME(const struct attention *a, struct query_rows *q, int64_t position, const int64_t *offsets,          \
-                     const int64_t *ahead) {                                                                             \
-        WITH_ROWS(q->num_rows, NAME##_rows(a, q, R, position, offsets, ahead))                                           \
+#define DEFINE_SCORES(NAME, TILE)                                                                                            \
+    INLINE void NAME##_rows(const struct attention *a, struct query_rows *q, int num_rows, int num_vectors, int64_t position,\
+                            const int64_t *offsets, const int64_t *ahead) {                                                  \
+        floats sums[MAX_ROWS][MAX_VECTORS];                                                                                  \
+        UNROLL for (int r = 0; r < num_rows; r++) UNROLL for (int c = 0; c < num_vectors; c++) sums[r][c] = all(0.0f);       \
+        TILE(num_rows, num_vectors, q->query[0], MAX_HEAD_DIM, q->keys, offsets, ahead, a->block_size * number_bytes(a),     \
+             a->head_dim, sums);                                                                                             \
+        UNROLL for (int r = 0; r < num_rows; r++)                                                                            \
+            UNROLL for (int c = 0; c < num_vectors; c++) store(q->weights[r] + position % GROUP + c * LANES, sums[r][c]);    \
+    }                                                                                                                        \
+    static void NAME(const struct attention *a, struct query_rows *q, int num_vectors, int64_t position,                     \
+                     const int64_t *offsets, const int64_t *ahead) {                                                         \
+        if (num_vectors > 2) WITH_ROWS(q->num_rows, NAME##_rows(a, q, R, MAX_VECTORS, position, offsets, ahead))             \
+        else if (num_vectors == 2) WITH_ROWS(q->num_rows, NAME##_rows(a, q, R, 2, position, offsets, ahead))                 \
+        else WITH_ROWS(q->num_rows, NAME##_rows(a, q, R, 1, position, offsets, ahead))                                       \
     }
 DEFINE_SCORES(score_float32, tile_float32)
 DEFINE_SCORES(score_bfloat16, tile_bfloat16)
@@ -119,28 +121,36 @@ static void score(const struct attention *a, struct query_rows *q, int64_t group
             offsets[c] = q->table[own / a->block_size] * q->block_bytes + own % a->block_size * number_bytes(a);
             ahead[c] = bytes_ahead(a, q, own);
         }
-        (a->is_bfloat16 ? score_bfloat16 : score_float32)(a, q, position, offsets, ahead);
+        int num_vectors = (int)((end - position + LANES - 1) / LANES);
+        (a->is_bfloat16 ? score_bfloat16 : score_float32)(a, q, num_vectors, position, offsets, ahead);
     }
+}
+
+/* Of a group the positions before `end`, and as many more as a vector has. */
+static int64_t group_size(int64_t group, int64_t end) {
+    return end - group >= GROUP ? GROUP : (end - group + LANES - 1) / LANES * LANES;
 }
 
 /* What is added to scores, and what they must not see. */
 static void mask(const struct attention *a, const struct query_rows *q, int r, int64_t group, int64_t end, float *scores) {
+    int64_t size = group_size(group, end);
     if (a->softcap > 0)
-        for (int i = 0; i < GROUP; i++) scores[i] = a->softcap * tanhf(scores[i] / a->softcap);
+        for (int i = 0; i < size; i++) scores[i] = a->softcap * tanhf(scores[i] / a->softcap);
     if (q->slope[r] != 0)
-        for (int i = 0; i < GROUP; i++) scores[i] += q->slope[r] * (int)(group + i - (q->end[r] - 1));
+        for (int i = 0; i < size; i++) scores[i] += q->slope[r] * (int)(group + i - (q->end[r] - 1));
     if (q->end[r] < end) end = q->end[r];
-    if (group >= q->first[r] && group + GROUP <= end) return;
-    for (int i = 0; i < GROUP; i++)
+    if (group >= q->first[r] && group + size <= end) return;
+    for (int i = 0; i < size; i++)
         if (group + i < q->first[r] || group + i >= end) scores[i] = -INFINITY;
 }
 
 /* Scores become weights relative to the largest so far; what was added up before is scaled to it. */
 static void weigh(const struct attention *a, struct query_rows *q, int r, int64_t group, int64_t end) {
     float *weights = q->weights[r], largest = q->largest[r];
+    int64_t size = group_size(group, end);
     mask(a, q, r, group, end, weights);
     floats most = all(largest);
-    for (int i = 0; i < GROUP; i += LANES) most = max(most, load(weights + i));
+    for (int i = 0; i < size; i += LANES) most = max(most, load(weights + i));
     float new_largest = largest_of(most);
     if (new_largest > largest) {
         float factor = expf(largest - new_largest);
@@ -149,7 +159,7 @@ static void weigh(const struct attention *a, struct query_rows *q, int r, int64_
         q->largest[r] = new_largest;
     }
     floats sum = all(0.0f);
-    for (int i = 0; i < GROUP; i += LANES) {
+    for (int i = 0; i < size; i += LANES) {
         floats weight = exponential(load(weights + i) - all(new_largest));
         store(weights + i, weight);
         sum += weight;

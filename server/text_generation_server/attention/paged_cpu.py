@@ -50,16 +50,17 @@ class CpuAttention:
         def attend(
             layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: AttentionKind
         ) -> torch.Tensor:
-            rows = query, key, value
-            if not _lie_alike(rows):
-                rows = query.float().contiguous(), key.float().contiguous(), value.float().contiguous()
-            tokens.query, tokens.key, tokens.value = (tensor.data_ptr() for tensor in rows)
-            tokens.query_stride, tokens.key_stride, tokens.value_stride = (tensor.stride(0) for tensor in rows)
-            tokens.head_stride = rows[0].stride(1)
-            output = torch.empty(query.shape, dtype=torch.float32)
-            structs = self._settings(layer, query.shape[1], kind), self._blocks[layer], tokens, sequences
+            dtype, shape = query.dtype, query.shape
+            if not _lie_alike(query, key, value):
+                query, key, value = query.float().contiguous(), key.float().contiguous(), value.float().contiguous()
+            tokens.query, tokens.key, tokens.value = query.data_ptr(), key.data_ptr(), value.data_ptr()
+            tokens.query_stride, tokens.head_stride, _ = query.stride()
+            tokens.key_stride, tokens.value_stride = key.stride(0), value.stride(0)
+            output = torch.empty(shape, dtype=torch.float32)
+            settings = self._settings(layer, shape[1], kind)
+            structs = settings, self._blocks[layer], tokens, sequences
             self._call(*map(ctypes.addressof, structs), output.data_ptr())
-            return output if query.dtype == torch.float32 else output.to(query.dtype)
+            return output if dtype == torch.float32 else output.to(dtype)
 
         return attend
 
@@ -125,7 +126,8 @@ class _Sequences(ctypes.Structure):
     )
 
 
-def _lie_alike(rows: Sequence[torch.Tensor]) -> bool:
+def _lie_alike(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
     """Whether all are float32 [num_tokens, num_heads, head_dim], with heads equally far apart and no gaps within them."""
-    step = rows[0].stride(1)
-    return all(tensor.dtype == torch.float32 and tensor.stride()[1:] == (step, 1) for tensor in rows)
+    within = query.stride()[1:]
+    are_alike = within[1] == 1 and within == key.stride()[1:] == value.stride()[1:]
+    return are_alike and query.dtype == key.dtype == value.dtype == torch.float32

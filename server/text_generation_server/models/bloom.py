@@ -143,7 +143,7 @@ class BloomLayer:
 
     def attend(self, qkv: torch.Tensor, attend: Attend) -> torch.Tensor:
         """qkv [num_tokens, num_heads * 3 * head_dim] → attended values [num_tokens, num_heads * head_dim]."""
-        query, key, value = qkv.unflatten(-1, (-1, 3, self.head_dim)).unbind(2)
+        query, key, value = qkv.view(len(qkv), -1, 3, self.head_dim).unbind(2)
         return attend(self.index, query, key, value, self.attention_kind).flatten(1)
 
     def rest(self, following: Sequence["BloomLayer"]) -> Chain:

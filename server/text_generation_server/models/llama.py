@@ -114,10 +114,10 @@ class LlamaLayer:
 
     def attend(self, qkv: torch.Tensor, turns: torch.Tensor, attend: Attend) -> torch.Tensor:
         """qkv [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim] → attended values [num_tokens, num_heads * head_dim]."""
-        heads = qkv.unflatten(-1, (-1, self.head_dim))
+        heads = qkv.view(len(qkv), -1, self.head_dim)
         num_turned = self.num_heads + self.num_kv_heads
-        turned = turn(heads[:, :num_turned], turns)
-        query, key, value = turned[:, : self.num_heads], turned[:, self.num_heads :], heads[:, num_turned:]
+        query, key = turn(heads[:, :num_turned], turns).split_with_sizes((self.num_heads, self.num_kv_heads), 1)
+        value = heads[:, num_turned:]
         return attend(self.index, query, key, value, self.attention_kind).flatten(1)
 
     def rest(self, following: Sequence["LlamaLayer"]) -> Chain:
