@@ -64,10 +64,9 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros, not empty: a masked slot has weight 0, and 0 times a NaN left in memory would be NaN. They are written, which
-    torch.zeros on a CPU leaves to the system until somebody uses them: no step shall wait for memory, or find that there is
-    none."""
-    return torch.empty(shape, dtype=dtype, device=device).zero_()
+    """Zeros, not empty: a masked slot has weight 0, and 0 times a NaN left in memory would be NaN. On a CPU they are written
+    here: no step shall wait for memory, or find that there is none."""
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 def block_bytes(shapes: Sequence[KVShape], block_size: int, dtype: torch.dtype) -> int:

@@ -71,9 +71,9 @@ def test_without_our_kernels_pytorchs_own_are_taken(
     assert type(make_linear(WEIGHT.to(dtype), None)) is kind
     gated = make_linear(WEIGHT.to(dtype), BIAS.to(dtype), activation=Activation.SILU_GATE)
     assert type(gated) is ActivatedLinear and type(gated.linear) is kind
-    x = torch.randn(3, 16)
-    expected = Activation.SILU_GATE.apply(F.linear(x, WEIGHT, BIAS))
-    torch.testing.assert_close(gated(x.to(dtype)).float(), expected, rtol=0.05, atol=0.05)
+    x, weight, bias = (tensor.to(dtype) for tensor in (torch.randn(3, 16), WEIGHT, BIAS))
+    expected = Activation.SILU_GATE.apply(F.linear(x.float(), weight.float(), bias.float()))
+    torch.testing.assert_close(gated(x).float(), expected, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("quantize", ["bitsandbytes", "int8-dynamic"])
