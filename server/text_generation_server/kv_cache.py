@@ -33,9 +33,14 @@ class KVCache:
         self.num_blocks = num_blocks
         self.dtype = dtype
         self.device = device
-        blocks = [(num_blocks, shape.num_heads, block_size) for shape in shapes]
-        self.keys = [_zeros((*block, shape.key_dim), dtype, device) for block, shape in zip(blocks, shapes, strict=True)]
-        self.values = [_zeros((*block, shape.value_dim), dtype, device) for block, shape in zip(blocks, shapes, strict=True)]
+        self.keys = [self._zeros(shape.num_heads, shape.key_dim) for shape in shapes]
+        self.values = [self._zeros(shape.num_heads, shape.value_dim) for shape in shapes]
+
+    def _zeros(self, num_heads: int, head_dim: int) -> torch.Tensor:
+        """Zeros, not empty: a masked slot has weight 0, and 0 times a NaN left in memory would be NaN. On a CPU they are
+        written here: no step shall wait for memory, or find that there is none."""
+        shape = self.num_blocks, num_heads, self.block_size, head_dim
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def rows(self, slots: torch.Tensor, num_heads: int) -> torch.Tensor:
         """Slots [...] (block_id * block_size + offset) → [..., num_heads]: where each head's vector of a slot is, as a row
@@ -61,12 +66,6 @@ class KVCache:
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """float8 as bytes: not every operation that moves numbers knows it."""
     return tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros, not empty: a masked slot has weight 0, and 0 times a NaN left in memory would be NaN. On a CPU they are written
-    here: no step shall wait for memory, or find that there is none."""
-    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 def block_bytes(shapes: Sequence[KVShape], block_size: int, dtype: torch.dtype) -> int:
