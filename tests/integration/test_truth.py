@@ -27,15 +27,18 @@ MANY_BLOCKS = "0.25"
 
 @pytest.fixture(scope="module")
 def requests() -> list[Request]:
-    """Prompts of 1 to 400 tokens; some share a beginning, so that the prefix cache has something to find."""
+    """Prompts of 1 to 400 tokens. Half of them share a beginning, so that the prefix cache has something to find;
+    every fourth is short with a long answer, so that sequences that started together outgrow few blocks.
+    """
     chance = random.Random(0)
     shared = [chance.randrange(4, 2000) for _ in range(400)]
     made = []
     for index in range(NUM_REQUESTS):
-        length = 1 if index == 0 else 400 if index == 1 else chance.randrange(1, 400)
+        grows = index % 4 == 2
+        length = 1 if index == 0 else 400 if index == 1 else chance.randrange(1, 40 if grows else 400)
         num_shared = chance.randrange(length + 1) if index % 2 else 0
         prompt = shared[:num_shared] + [chance.randrange(4, 2000) for _ in range(length - num_shared)]
-        made.append(Request(prompt, max_new_tokens=chance.randrange(1, 100)))
+        made.append(Request(prompt, max_new_tokens=chance.randrange(150, 300) if grows else chance.randrange(1, 100)))
     return made
 
 
