@@ -21,7 +21,7 @@ from text_generation_router.stream import TokenEvent
 from text_generation_router.tokenizer import Tokenizer
 
 NUM_REQUESTS = 32
-FEW_BLOCKS = "0.0085"  # GiB of KV cache: about 55 blocks of the embedded model, two of the longest requests
+FEW_BLOCKS = "0.0085"  # GiB of KV cache: about 55 blocks of the embedded model, not enough for two of the longest requests
 MANY_BLOCKS = "0.25"
 
 
